@@ -1,0 +1,158 @@
+"""The safetensors header: parsed without trust, built in the format's canonical order.
+
+A file is 8 bytes of little-endian header length, that many bytes of JSON, then the data, every
+byte of which belongs to exactly one tensor (safetensors 0.8.0, ``tensor.rs``).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+from glmquant.errors import HeaderError, JsonError
+from glmquant.jsontext import parse_object
+from glmquant.tensors import DTYPE_NBITS, TensorRef, tensor_nbytes
+
+MAX_HEADER_NBYTES: Final = 100_000_000
+"""safetensors 0.8.0 refuses longer headers (``MAX_HEADER_SIZE``)."""
+
+_DTYPE_RANK: Final = {dtype: rank for rank, dtype in enumerate(DTYPE_NBITS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first bytes of a shard say.
+
+    Attributes:
+        tensors: In order of their bytes.
+        nbytes: Length of the header with its 8-byte prefix: the data begin here.
+    """
+
+    tensors: tuple[TensorRef, ...]
+    nbytes: int
+
+
+def read_header(file: str, file_nbytes: int, read: Callable[[int, int], bytes]) -> Header:
+    """The checked header of a safetensors file.
+
+    Args:
+        file: Name for the refs and the errors.
+        file_nbytes: Length of the whole file.
+        read: ``read(offset, nbytes)`` gives that range of the file.
+
+    Returns:
+        The tensors, their offsets counted from the start of the file.
+
+    Raises:
+        HeaderError: Truncated, overlapping, gapped or absurd.
+    """
+    if file_nbytes < 8:
+        raise _broken(file, "at least 8 bytes", f"{file_nbytes} bytes")
+    (length,) = struct.unpack("<Q", read(0, 8))
+    if not 2 <= length <= MAX_HEADER_NBYTES:
+        raise _broken(file, f"a header of 2 to {MAX_HEADER_NBYTES} bytes", f"{length} bytes")
+    if 8 + length > file_nbytes:
+        raise _broken(file, f"a file of at least {8 + length} bytes", f"{file_nbytes} bytes")
+    raw = read(8, length)
+    try:
+        fields = parse_object(raw, file)
+    except JsonError as error:
+        raise _broken(file, "a JSON header", error.found or error.what) from error
+    fields.pop("__metadata__", None)
+    begin = 8 + length
+    tensors = sorted(
+        (_parse_entry(file, name, entry, begin) for name, entry in fields.items()),
+        key=lambda ref: (ref.offset, ref.nbytes),
+    )
+    position = begin
+    for ref in tensors:
+        if ref.offset != position:
+            kind = "overlap" if ref.offset < position else "a gap"
+            raise _broken(
+                f"{file}: {ref.name}",
+                f"data that begin at byte {position}",
+                f"{kind}: they begin at byte {ref.offset}",
+            )
+        position += ref.nbytes
+    if position != file_nbytes:
+        raise _broken(file, f"a file of {position} bytes", f"{file_nbytes} bytes")
+    return Header(tuple(tensors), begin)
+
+
+def _broken(where: str, expected: str, found: str) -> HeaderError:
+    return HeaderError(
+        "a safetensors file is broken",
+        where=where,
+        expected=expected,
+        found=found,
+        hint="fetch that file again: it is truncated or damaged",
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _parse_entry(file: str, name: str, entry: Any, begin: int) -> TensorRef:
+    where = f"{file}: {name}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _broken(where, "dtype, shape and data_offsets", json.dumps(entry)[:200])
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_NBITS:
+        raise _broken(where, "a safetensors dtype", json.dumps(dtype)[:200])
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise _broken(where, "a shape of whole numbers", json.dumps(shape)[:200])
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))):
+        raise _broken(where, "data_offsets [begin, end]", json.dumps(offsets)[:200])
+    nbytes = offsets[1] - offsets[0]
+    if prod(shape) * DTYPE_NBITS[dtype] != nbytes * 8:
+        raise _broken(
+            where,
+            f"{tensor_nbytes(dtype, tuple(shape))} bytes for {dtype} {shape}",
+            f"{nbytes} bytes",
+        )
+    return TensorRef(name, dtype, tuple(shape), file, begin + offsets[0], nbytes)
+
+
+def build_header(
+    file: str, tensors: Iterable[tuple[str, str, tuple[int, ...]]]
+) -> tuple[bytes, tuple[TensorRef, ...]]:
+    """The header of a shard to be written, and where each tensor will lie.
+
+    Wide dtypes come first and names break ties, as in ``safetensors.serialize_file``: every tensor
+    is then aligned to its element size, which a zero-copy ``view`` of torch needs.
+
+    Args:
+        file: Name of the shard, for the refs.
+        tensors: ``(name, dtype, shape)``.
+
+    Returns:
+        The header's bytes with their length prefix, padded with spaces to a multiple of 8, and
+        the refs in order of their bytes, offsets counted from the start of the file.
+    """
+    ordered = sorted(tensors, key=lambda item: (-_DTYPE_RANK[item[1]], item[0]))
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape in ordered:
+        end = position + tensor_nbytes(dtype, shape)
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    begin = 8 + len(text)
+    refs = tuple(
+        TensorRef(
+            name,
+            dtype,
+            shape,
+            file,
+            begin + fields[name]["data_offsets"][0],
+            tensor_nbytes(dtype, shape),
+        )
+        for name, dtype, shape in ordered
+    )
+    return struct.pack("<Q", len(text)) + text, refs

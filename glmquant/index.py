@@ -1,0 +1,76 @@
+"""``model.safetensors.index.json``: which shard holds which tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from glmquant.errors import IndexFileError
+from glmquant.jsontext import dump_object, parse_object
+
+INDEX_FILE: Final = "model.safetensors.index.json"
+"""The only index name that vLLM reads (vLLM 0.11-0.30 ``weight_utils.py``)."""
+
+
+def parse_index(data: bytes, file: str = INDEX_FILE) -> dict[str, str]:
+    """The weight map of an index.
+
+    Args:
+        data: The file's bytes.
+        file: Its name, for the errors.
+
+    Returns:
+        Tensor name → shard name.
+
+    Raises:
+        JsonError: Not a JSON object.
+        IndexFileError: No weight map, or a shard that is not a plain file name.
+    """
+    weight_map = parse_object(data, file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IndexFileError(
+            "the index has no weight map",
+            where=f"{file}: weight_map",
+            expected="tensor names and their shards",
+            found=type(weight_map).__name__ if not weight_map else repr(weight_map)[:80],
+            hint="fetch that file again",
+        )
+    for name, shard in weight_map.items():
+        if not is_shard_name(shard):
+            raise IndexFileError(
+                "the index names a shard that is not a file of this folder",
+                where=f"{file}: {name}",
+                expected="a plain name that ends in .safetensors",
+                found=repr(shard)[:120],
+                hint="fetch that file again",
+            )
+    return weight_map
+
+
+def is_shard_name(name: object) -> bool:
+    """Whether ``name`` is a plain ``*.safetensors`` file name: no folder, nothing hidden."""
+    return (
+        isinstance(name, str)
+        and name.endswith(".safetensors")
+        and not name.startswith(".")
+        and name.isprintable()
+        and not set("/\\") & set(name)
+    )
+
+
+def build_index(weight_map: Mapping[str, str], total_nbytes: int) -> bytes:
+    """The bytes of an index, names sorted.
+
+    Args:
+        weight_map: Tensor name → shard name.
+        total_nbytes: Bytes of tensor data, headers not counted.
+
+    Returns:
+        UTF-8 JSON.
+    """
+    return dump_object(
+        {
+            "metadata": {"total_size": total_nbytes},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+    )
