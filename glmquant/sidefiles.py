@@ -1,0 +1,54 @@
+"""Which files of the source go along as they are: a rule on names, no list of what to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Final
+
+from glmquant.glm4_moe import CONFIG_FILE
+
+WEIGHT_SUFFIXES: Final = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".ggml",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".npz",
+    ".npy",
+    ".zip",
+    ".tar",
+    ".gz",
+)
+CHECKSUM_SUFFIXES: Final = (".sha256", ".sha1", ".md5", ".sha512", ".sha256sum", ".md5sum", ".sum")
+CHECKSUM_NAMES: Final = ("sha256sums", "sha1sums", "md5sums", "sha512sums", "checksums")
+
+
+def side_files(files: Iterable[str]) -> tuple[str, ...]:
+    """The files that go into the target as they are.
+
+    All but weights of any format, indexes, config.json, checksums of the source's files, and the
+    README, which describes the BF16 weights. Hidden files are not listed to begin with.
+
+    Args:
+        files: Names relative to the source.
+
+    Returns:
+        The names to copy, in the given order.
+    """
+    return tuple(name for name in files if _is_side_file(PurePosixPath(name)))
+
+
+def _is_side_file(path: PurePosixPath) -> bool:
+    lower = path.name.lower()
+    return not (
+        str(path) == CONFIG_FILE
+        or lower.endswith(WEIGHT_SUFFIXES + CHECKSUM_SUFFIXES + (".index.json",))
+        or path.stem.lower() in CHECKSUM_NAMES
+        or (len(path.parts) == 1 and path.stem.lower() == "readme")
+    )
