@@ -1,0 +1,187 @@
+"""Recipes: YAML data that say which scheme each role gets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from glmquant.errors import RecipeError, UsageError
+from glmquant.glm4_moe import Role
+from glmquant.schemes import Scheme
+
+DEFAULT_RECIPE: Final = "w8a8"
+
+QUANTIZABLE_ROLES: Final = frozenset(
+    {
+        Role.ATTENTION_QKV,
+        Role.ATTENTION_OUT,
+        Role.DENSE_MLP,
+        Role.ROUTED_EXPERT,
+        Role.SHARED_EXPERT,
+    }
+)
+"""Linears that vllm-ascend looks up in the description. ``eh_proj``, the router, the embedding and
+the head are none of them, and an int8 MTP layer accepts no token."""
+
+
+class Rule(BaseModel):
+    """One rule: these roles get this scheme."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    scheme: Scheme
+
+
+class Recipe(BaseModel):
+    """What each role becomes. The first rule that names a role decides."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    summary: str = ""
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+
+    def scheme_of(self, role: Role) -> Scheme | None:
+        """The scheme of a role, or None where no rule names it."""
+        return next((rule.scheme for rule in self.rules if role in rule.roles), None)
+
+    def digest(self) -> str:
+        """SHA-256 of what the recipe decides; its name and comments do not count."""
+        decided = {role.value: scheme.value for role in Role if (scheme := self.scheme_of(role))}
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def recipe_dir() -> Path:
+    """The folder of the recipes that come with glmquant, installed or in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "recipes" / "quant"
+    return installed if installed.is_dir() else package.parent / "recipes" / "quant"
+
+
+def list_recipes() -> list[Recipe]:
+    """The recipes that come with glmquant, the default first."""
+    recipes = [load_recipe(str(path)) for path in sorted(recipe_dir().glob("*.yaml"))]
+    return sorted(recipes, key=lambda recipe: recipe.name != DEFAULT_RECIPE)
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe named by path or by name; an existing file beats a name.
+
+    Raises:
+        UsageError: Neither a file nor a known name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = sorted(path.stem for path in recipe_dir().glob("*.yaml"))
+    if name in known:
+        return recipe_dir() / f"{name}.yaml"
+    raise UsageError(
+        "no such recipe",
+        where=name,
+        expected=f"one of {', '.join(known)}, or the path of a YAML file",
+        found="a folder" if path.is_dir() else "no file and no known name",
+        hint="glmquant recipes",
+    )
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by name or path.
+
+    Args:
+        name: ``w8a8``, ``w8a8-full``, or the path of a YAML file.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        UsageError: There is no such recipe.
+        RecipeError: The file is wrong; says the line and the key.
+    """
+    path = recipe_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise RecipeError(
+            "a recipe cannot be read",
+            where=f"{path}" + (f", line {mark.line + 1}" if mark else ""),
+            expected="YAML in UTF-8",
+            found=getattr(error, "problem", None) or str(error) or type(error).__name__,
+            hint="glmquant recipes w8a8 shows one that is right",
+        ) from error
+    _refuse_duplicate_keys(path, tree)
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _mistake(path, tree, first["loc"], first["msg"], first["input"]) from error
+    for number, rule in enumerate(recipe.rules):
+        refused = [role for role in rule.roles if role not in QUANTIZABLE_ROLES]
+        if rule.scheme is not Scheme.FLOAT and refused:
+            place = ("rules", number, "roles", rule.roles.index(refused[0]))
+            allowed = ", ".join(sorted(role.value for role in QUANTIZABLE_ROLES))
+            raise _mistake(path, tree, place, f"FLOAT; {rule.scheme.value} is for {allowed}", None)
+    return recipe
+
+
+def _refuse_duplicate_keys(path: Path, node: Any) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise RecipeError(
+                    "a recipe has a key twice",
+                    where=f"{path}, line {key.start_mark.line + 1}: {key.value}",
+                    expected="each key once",
+                    found="the key again",
+                    hint="join the two",
+                )
+            seen.add(key.value)
+            _refuse_duplicate_keys(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicate_keys(path, value)
+
+
+def _mistake(
+    path: Path, tree: Any, place: tuple[int | str, ...], expected: str, found: object
+) -> RecipeError:
+    line, node = _locate(tree, place)
+    value = node.value if isinstance(node, yaml.ScalarNode) else found
+    return RecipeError(
+        "a recipe is wrong",
+        where=f"{path}, line {line}: {'.'.join(map(str, place)) or 'the whole file'}",
+        expected=expected,
+        found=repr(value)[:120],
+        hint="glmquant recipes w8a8 shows one that is right",
+    )
+
+
+def _locate(tree: Any, place: tuple[int | str, ...]) -> tuple[int, Any]:
+    """The line of a key or item, or of the nearest thing around it, and its node."""
+    line = tree.start_mark.line + 1 if tree is not None else 1
+    node = tree
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            pairs = [pair for pair in node.value if pair[0].value == step]
+            if not pairs:
+                return line, None
+            key, node = pairs[0]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            if step >= len(node.value):
+                return line, None
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line, node
