@@ -1,0 +1,332 @@
+"""The plan: every output tensor with its scheme, dtype, shape, shard and byte offset.
+
+Pure: headers, config and recipe in, a value out. Whatever is to be written is decided here, so
+the digest of a plan names the output as far as it does not depend on the weights' values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import xxhash
+
+from glmquant import __version__
+from glmquant.checkpoint import Checkpoint
+from glmquant.description import (
+    DESCRIPTION_FILE,
+    build_description,
+    embedded_config,
+    encode_description,
+)
+from glmquant.errors import NoMtpError, RecipeError
+from glmquant.glm4_moe import CONFIG_FILE, Role, mtp_layers, optional_mtp_weights
+from glmquant.header import build_header
+from glmquant.index import INDEX_FILE, build_index
+from glmquant.jsontext import dump_object, parse_object
+from glmquant.manifest import MANIFEST_FILE
+from glmquant.recipe import Recipe
+from glmquant.schemes import OutputTensor, Scheme, output_tensors
+from glmquant.sidefiles import side_files
+from glmquant.tensors import TensorRef
+
+_NUMBERED: Final = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One source tensor and what becomes of it.
+
+    Attributes:
+        source: Where its bytes are.
+        role: What it does in the model.
+        scheme: What becomes of it.
+        outputs: The tensors to be written, the weight first, with their places.
+    """
+
+    source: TensorRef
+    role: Role
+    scheme: Scheme
+    outputs: tuple[TensorRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One file of weights to be written, made of one file of the source.
+
+    Attributes:
+        file: Name of the output.
+        source_file: Name of the source's shard.
+        header: The first bytes of the output.
+        nbytes: Length of the output.
+        steps: What fills it, in order of the source's bytes.
+    """
+
+    file: str
+    source_file: str
+    header: bytes
+    nbytes: int
+    steps: tuple[Step, ...]
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes of tensor data to be read for it."""
+        return sum(step.source.nbytes for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that will be written.
+
+    Attributes:
+        shards: The weight files, in the order they are written.
+        side_files: Name → length of the files copied as they are.
+        small_files: Name → bytes of index, description and config.json, in the order written.
+        recipe: The recipe.
+        mtp_count: MTP layers in the output.
+        notes: What the user should know, a sentence each.
+        digest: xxh3-128 of everything that decides the output, hexadecimal.
+    """
+
+    shards: tuple[ShardPlan, ...]
+    side_files: dict[str, int]
+    small_files: dict[str, bytes]
+    recipe: Recipe
+    mtp_count: int
+    notes: tuple[str, ...]
+    digest: str
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes of tensor data to be read."""
+        return sum(shard.source_nbytes for shard in self.shards)
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def manifest_nbytes(self) -> int:
+        """An upper bound of the manifest's length."""
+        names = sum(
+            2 * len(output.name) + 320
+            for shard in self.shards
+            for step in shard.steps
+            for output in step.outputs
+        )
+        return 4096 + 256 * (len(self.shards) + len(self.side_files)) + names
+
+    @property
+    def output_nbytes(self) -> int:
+        """Bytes of all files, the manifest by its upper bound."""
+        return (
+            self.weights_nbytes
+            + sum(self.side_files.values())
+            + sum(map(len, self.small_files.values()))
+            + self.manifest_nbytes
+        )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file of the finished target."""
+        shards = tuple(shard.file for shard in self.shards)
+        return (*shards, *self.side_files, MANIFEST_FILE, *self.small_files)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    add_mtp: bool = False,
+    embed_quant_config: bool = False,
+) -> Plan:
+    """Decide every byte of the output that does not depend on the values of weights.
+
+    Args:
+        checkpoint: The BF16 source.
+        recipe: What each role becomes.
+        add_mtp: Take the MTP layer along, float and bit-equal.
+        embed_quant_config: Put the description into config.json too.
+
+    Returns:
+        The plan.
+
+    Raises:
+        NoMtpError: ``add_mtp`` and the source has no MTP layer.
+        RecipeError: The recipe has no rule for a tensor that is there.
+    """
+    if add_mtp and not checkpoint.mtp_count:
+        raise NoMtpError(
+            "an MTP layer was asked for and the source has none",
+            where=checkpoint.name,
+            expected=f"tensors model.layers.{checkpoint.config.num_hidden_layers}.*",
+            found=f"none in {len(checkpoint.shards)} shards",
+            hint="fetch the file that holds the MTP layer, or leave --add-mtp out",
+        )
+    mtp_count = checkpoint.mtp_count if add_mtp else 0
+    schemes = _schemes_by_role(checkpoint, recipe)
+    kept = {
+        shard: tuple(
+            ref for ref in refs if add_mtp or checkpoint.expected[ref.name].role is not Role.MTP
+        )
+        for shard, refs in checkpoint.shards.items()
+    }
+    names = _output_names([shard for shard, refs in kept.items() if refs], list(kept))
+    shards = tuple(
+        _plan_shard(names[shard], shard, kept[shard], checkpoint, schemes) for shard in names
+    )
+    description = _describe(shards, checkpoint, mtp_count)
+    config = _config_data(
+        checkpoint.config_data, mtp_count, description if embed_quant_config else None
+    )
+    small_files = {
+        DESCRIPTION_FILE: encode_description(description),
+        INDEX_FILE: _index_data(shards),
+        CONFIG_FILE: config,
+    }
+    copied = {name: checkpoint.other_files[name] for name in side_files(checkpoint.other_files)}
+    notes = list(checkpoint.notes)
+    if checkpoint.mtp_count and not add_mtp:
+        notes.append(
+            "the MTP layer is left out: the output cannot decode speculatively (--add-mtp keeps it)"
+        )
+    elif not checkpoint.mtp_count:
+        notes.append("the source has no MTP layer: the output cannot decode speculatively")
+    left_out = sorted(
+        checkpoint.other_files.keys() - copied.keys() - {CONFIG_FILE, INDEX_FILE, "README.md"}
+    )
+    if left_out:
+        notes.append(f"left out, weights of other kinds or checksums: {', '.join(left_out[:5])}")
+    return Plan(
+        shards=shards,
+        side_files=copied,
+        small_files=small_files,
+        recipe=recipe,
+        mtp_count=mtp_count,
+        notes=tuple(notes),
+        digest=_digest(shards, small_files, copied, recipe),
+    )
+
+
+def _schemes_by_role(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, Scheme]:
+    schemes: dict[Role, Scheme] = {}
+    for name, tensor in checkpoint.expected.items():
+        if tensor.role not in schemes:
+            scheme = recipe.scheme_of(tensor.role)
+            if scheme is None:
+                raise RecipeError(
+                    "a tensor has no rule",
+                    where=f"recipe {recipe.name}: {name}",
+                    expected=f"a rule for the role {tensor.role.value}",
+                    found="rules for "
+                    + ", ".join(r.value for rule in recipe.rules for r in rule.roles),
+                    hint=f"add {tensor.role.value} to a rule",
+                )
+            schemes[tensor.role] = scheme
+    return schemes
+
+
+def _output_names(kept: list[str], all_shards: list[str]) -> dict[str, str]:
+    """Source shard → output name; numbered ones count anew where one of their kind is dropped."""
+    series: dict[tuple[str, str], list[str]] = {}
+    for name in all_shards:
+        if match := _NUMBERED.fullmatch(name):
+            series.setdefault((match["prefix"], match["count"]), []).append(name)
+    names = {name: name for name in kept}
+    for (prefix, _), members in series.items():
+        left = [name for name in members if name in names]
+        if len(left) < len(members):
+            for number, name in enumerate(left, start=1):
+                names[name] = f"{prefix}-{number:05d}-of-{len(left):05d}.safetensors"
+    return names
+
+
+def _plan_shard(
+    file: str,
+    source_file: str,
+    refs: tuple[TensorRef, ...],
+    checkpoint: Checkpoint,
+    schemes: dict[Role, Scheme],
+) -> ShardPlan:
+    made: list[tuple[TensorRef, Role, Scheme, tuple[OutputTensor, ...]]] = []
+    for ref in refs:
+        role = checkpoint.expected[ref.name].role
+        scheme = schemes[role]
+        made.append((ref, role, scheme, output_tensors(scheme, ref.name, ref.dtype, ref.shape)))
+    header, placed = build_header(file, (output for *_, outputs in made for output in outputs))
+    place = {ref.name: ref for ref in placed}
+    steps = tuple(
+        Step(ref, role, scheme, tuple(place[output.name] for output in outputs))
+        for ref, role, scheme, outputs in made
+    )
+    nbytes = len(header) + sum(ref.nbytes for ref in placed)
+    return ShardPlan(file, source_file, header, nbytes, steps)
+
+
+def _outputs(shards: Iterable[ShardPlan]) -> Iterable[tuple[Step, TensorRef]]:
+    for shard in shards:
+        for step in shard.steps:
+            for output in step.outputs:
+                yield step, output
+
+
+def _describe(
+    shards: tuple[ShardPlan, ...], checkpoint: Checkpoint, mtp_count: int
+) -> dict[str, Any]:
+    by_source: dict[str, Step] = {
+        step.source.name: step for shard in shards for step in shard.steps
+    }
+    types = {
+        output.name: by_source[name].scheme.value
+        for name in checkpoint.expected
+        if name in by_source
+        for output in by_source[name].outputs
+    }
+    for layer in mtp_layers(checkpoint.config, mtp_count):
+        for name in optional_mtp_weights(layer):
+            types.setdefault(name, Scheme.FLOAT.value)
+    return build_description(types)
+
+
+def _index_data(shards: tuple[ShardPlan, ...]) -> bytes:
+    weight_map = {output.name: output.file for _, output in _outputs(shards)}
+    return build_index(weight_map, sum(output.nbytes for _, output in _outputs(shards)))
+
+
+def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | None) -> bytes:
+    """config.json of the output: the source's bytes where nothing has to change."""
+    fields = parse_object(source, CONFIG_FILE)
+    changes: dict[str, Any] = {}
+    if fields.get("num_nextn_predict_layers") != mtp_count:
+        changes["num_nextn_predict_layers"] = mtp_count
+    if description is not None:
+        changes["quantization_config"] = embedded_config(description)
+    return dump_object({**fields, **changes}) if changes else source
+
+
+def _digest(
+    shards: tuple[ShardPlan, ...],
+    small_files: dict[str, bytes],
+    copied: dict[str, int],
+    recipe: Recipe,
+) -> str:
+    digest = xxhash.xxh3_128()
+
+    def add(value: object) -> None:
+        digest.update(json.dumps(value).encode() + b"\n")
+
+    add([__version__, recipe.digest(), copied])
+    for shard in shards:
+        add([shard.file, shard.source_file, shard.nbytes])
+        digest.update(shard.header)
+        for step in shard.steps:
+            ref = step.source
+            add([ref.name, ref.dtype, ref.offset, ref.nbytes, step.scheme.value])
+    for name, data in small_files.items():
+        add([name, len(data)])
+        digest.update(data)
+    return digest.hexdigest()
