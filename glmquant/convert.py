@@ -1,0 +1,181 @@
+"""One source tensor becomes its output tensors: here its bytes are made.
+
+Read a block of rows, refuse what is not finite, quantize or keep, write at the planned offset.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from glmquant.errors import NonFiniteError
+from glmquant.kernels import definition, fast
+from glmquant.manifest import TensorRecord
+from glmquant.plan import Step
+from glmquant.schemes import Scheme
+from glmquant.source import FolderSource
+from glmquant.tensors import TensorRef
+from glmquant.writer import PartFile
+
+BLOCK_NBYTES: Final = 1 << 20
+"""Bytes of source read at once; a row longer than that is read whole, since its scale needs it."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error: another worker failed, or the user stopped us
+    """The conversion was told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """One source tensor on its way.
+
+    Attributes:
+        step: What it is and what becomes of it.
+        source: Where it is read.
+        part: The shard it is written to.
+        stop: Set when the work is to be given up.
+        advance: Told how many source bytes were read.
+    """
+
+    step: Step
+    source: FolderSource
+    part: PartFile
+    stop: threading.Event
+    advance: Callable[[int], None]
+
+    def run(self) -> list[TensorRecord]:
+        """Read, check, quantize, write.
+
+        Returns:
+            One record for each output.
+
+        Raises:
+            NonFiniteError: The tensor holds NaN or Inf.
+            StorageError: The disk refuses.
+            Stopped: ``stop`` was set.
+        """
+        if self.step.scheme is Scheme.FLOAT:
+            return [self._copy()]
+        return self._quantize()
+
+    def _blocks(self, rows: int, columns: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """First row and ``[rows, columns]`` bits of each block, checked; one buffer for all."""
+        ref = self.step.source
+        dtype = definition.bits_dtype(ref.dtype)
+        row_nbytes = columns * dtype.itemsize
+        per_block = min(rows, max(1, BLOCK_NBYTES // row_nbytes))
+        buffer = bytearray(per_block * row_nbytes)
+        for row in range(0, rows, per_block):
+            if self.stop.is_set():
+                raise Stopped
+            count = min(per_block, rows - row)
+            view = memoryview(buffer)[: count * row_nbytes]
+            self.source.read_into(ref.file, ref.offset + row * row_nbytes, view)
+            bits = np.frombuffer(view, dtype).reshape(count, columns)
+            if not fast.is_finite(bits, ref.dtype):
+                raise _non_finite(ref, bits, row)
+            yield row, bits
+            self.advance(len(view))
+
+    def _copy(self) -> TensorRecord:
+        ref, (output,) = self.step.source, self.step.outputs
+        digest = xxhash.xxh3_128()
+        offset = output.offset
+        columns = ref.shape[-1] if ref.shape else 1
+        for _, bits in self._blocks(prod(ref.shape) // columns, columns):
+            data = bits.data.cast("B")
+            digest.update(data)
+            self.part.write(offset, data)
+            offset += len(data)
+        same = digest.hexdigest()
+        return TensorRecord(ref.name, self.step.scheme.value, ref.name, same, same)
+
+    def _quantize(self) -> list[TensorRecord]:
+        ref = self.step.source
+        weight, scale, offset = self.step.outputs
+        rows, columns = ref.shape
+        scales = np.empty(rows, np.float32)
+        errors = _Errors(rows)
+        read, written = xxhash.xxh3_128(), xxhash.xxh3_128()
+        for row, bits in self._blocks(rows, columns):
+            read.update(bits.data.cast("B"))
+            block = fast.quantize_rows(bits, ref.dtype)
+            data = block.weight.data.cast("B")
+            written.update(data)
+            self.part.write(weight.offset + row * columns, data)
+            scales[row : row + len(bits)] = block.scale
+            errors.add(row, block)
+        scale_data = scales.astype("<f4").tobytes()
+        offset_data = bytes(offset.nbytes)
+        self.part.write(scale.offset, scale_data)
+        self.part.write(offset.offset, offset_data)
+        source_xxh3 = read.hexdigest()
+        digests = (
+            written.hexdigest(),
+            xxhash.xxh3_128(scale_data).hexdigest(),
+            xxhash.xxh3_128(offset_data).hexdigest(),
+        )
+        records = [
+            TensorRecord(output.name, self.step.scheme.value, ref.name, source_xxh3, digest)
+            for output, digest in zip(self.step.outputs, digests, strict=True)
+        ]
+        first = records[0]
+        records[0] = TensorRecord(
+            first.name,
+            first.scheme,
+            first.source,
+            first.source_xxh3,
+            first.xxh3,
+            *errors.figures(scales),
+        )
+        return records
+
+
+class _Errors:
+    """Error sums of a weight, row by row, and the figures made of them at the end."""
+
+    def __init__(self, rows: int) -> None:
+        self._signal = np.empty(rows, np.int64)
+        self._noise = np.empty(rows, np.int64)
+        self._worst = np.empty(rows, np.int32)
+
+    def add(self, row: int, block: definition.QuantizedRows) -> None:
+        """Take the sums of a block that begins at ``row``."""
+        rows = slice(row, row + len(block.scale))
+        self._signal[rows] = block.signal
+        self._noise[rows] = block.noise
+        self._worst[rows] = block.worst
+
+    def figures(self, scales: NDArray[np.float32]) -> tuple[float | None, float]:
+        """SQNR in dB, None where nothing was lost, and the largest absolute error.
+
+        ``fsum`` rounds once, so the block size leaves no trace.
+        """
+        power = scales.astype(np.float64) ** 2
+        signal = math.fsum(self._signal * power) * 2.0 ** (-2 * definition.SIGNAL_BITS)
+        noise = math.fsum(self._noise * power) * 2.0 ** (-2 * definition.ERROR_BITS)
+        worst = float((self._worst * scales.astype(np.float64)).max())
+        sqnr = round(10 * math.log10(signal / noise), 3) if noise and signal else None
+        return sqnr, float(f"{worst * 2.0**-definition.ERROR_BITS:.6g}")
+
+
+def _non_finite(ref: TensorRef, bits: NDArray[Any], first_row: int) -> NonFiniteError:
+    position = definition.first_non_finite(bits, ref.dtype)
+    row, column = divmod(position or 0, bits.shape[1])
+    value = definition.to_f32(bits, ref.dtype)[row, column]
+    place = f"row {first_row + row}, column {column}" if len(ref.shape) > 1 else f"element {column}"
+    return NonFiniteError(
+        "a weight is not finite",
+        where=f"{ref.file}: {ref.name}, {place}",
+        expected="finite numbers",
+        found=str(value),
+        hint="fetch that shard again and run the same command: finished shards are kept",
+    )

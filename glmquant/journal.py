@@ -1,0 +1,180 @@
+"""The journal of an unfinished run, in ``TARGET/.glmquant/``.
+
+``journal.json`` holds the plan's digest and the stamp of every source shard as it was when the run
+began; ``shards/NAME.json`` appears after the output shard NAME is whole and durable, with the
+source shard's stamp and digest and the records of its tensors. Each file is renamed into place, so
+none is ever torn.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from glmquant.errors import JsonError, StorageError, TargetError
+from glmquant.jsontext import dump_object, parse_object
+from glmquant.manifest import TensorRecord, record_from_json
+from glmquant.source import FileStamp
+from glmquant.writer import PART_SUFFIX, storage_errors, write_file
+
+STATE_DIR: Final = ".glmquant"
+_JOURNAL: Final = "journal.json"
+_SHARDS: Final = "shards"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """What the journal says of an output shard that is done.
+
+    Attributes:
+        nbytes: Its length.
+        source: Stamp of the source shard when it was read.
+        source_xxh3: xxh3-128 over the digests of the source tensors that were read.
+        records: Its tensors.
+    """
+
+    nbytes: int
+    source: FileStamp
+    source_xxh3: str
+    records: tuple[TensorRecord, ...]
+
+
+@dataclass(slots=True)
+class Journal:
+    """A run that has begun.
+
+    Attributes:
+        target_dir: The folder being written.
+        plan_digest: Digest of its plan.
+        files: Every file that the run writes, for ``--overwrite``.
+        sources: Source shard → its stamp, or None where a shard was refused and may be replaced.
+        finished: Output shard → what is known of it.
+    """
+
+    target_dir: Path
+    plan_digest: str
+    files: tuple[str, ...]
+    sources: dict[str, FileStamp | None]
+    finished: dict[str, FinishedShard] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """``TARGET/.glmquant``."""
+        return self.target_dir / STATE_DIR
+
+    def save(self) -> None:
+        """Write ``journal.json``; what was there before is replaced.
+
+        Raises:
+            DiskSpaceError: No room.
+            StorageError: The disk refuses.
+        """
+        with storage_errors(self.folder):
+            (self.folder / _SHARDS).mkdir(parents=True, exist_ok=True)
+        fields: dict[str, Any] = {
+            "plan": self.plan_digest,
+            "files": list(self.files),
+            "sources": {file: stamp and stamp._asdict() for file, stamp in self.sources.items()},
+        }
+        write_file(self.folder / _JOURNAL, dump_object(fields))
+
+    def finish_shard(self, file: str, shard: FinishedShard) -> None:
+        """Note that an output shard is whole and durable.
+
+        Raises:
+            DiskSpaceError: No room.
+            StorageError: The disk refuses.
+        """
+        fields = {
+            "nbytes": shard.nbytes,
+            "source": shard.source._asdict(),
+            "source_xxh3_128": shard.source_xxh3,
+            "tensors": {record.name: record.as_json() for record in shard.records},
+        }
+        write_file(self.folder / _SHARDS / f"{file}.json", dump_object(fields, indent=None))
+        self.finished[file] = shard
+
+
+def remove_journal(target_dir: Path) -> None:
+    """The work is done or undone: the journal goes, and its folder if nothing else is in it.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    folder = target_dir / STATE_DIR
+    with storage_errors(folder):
+        (folder / _JOURNAL).unlink(missing_ok=True)
+        (folder / f"{_JOURNAL}{PART_SUFFIX}").unlink(missing_ok=True)
+        shutil.rmtree(folder / _SHARDS, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def is_unfinished(target_dir: Path) -> bool:
+    """Whether a folder holds a journal."""
+    return (target_dir / STATE_DIR / _JOURNAL).is_file()
+
+
+def load_journal(target_dir: Path) -> Journal:
+    """The journal of an unfinished run.
+
+    Args:
+        target_dir: A folder for which ``is_unfinished`` holds.
+
+    Returns:
+        The journal with every finished shard whose note can be read.
+
+    Raises:
+        TargetError: The journal cannot be understood.
+        StorageError: It cannot be read.
+    """
+    folder = target_dir / STATE_DIR
+    try:
+        with storage_errors(folder):
+            fields = parse_object((folder / _JOURNAL).read_bytes(), _JOURNAL)
+        journal = Journal(
+            target_dir,
+            _checked(fields["plan"], str),
+            tuple(_checked(name, str) for name in _checked(fields["files"], list)),
+            {
+                file: stamp and FileStamp(**stamp)
+                for file, stamp in _checked(fields["sources"], dict).items()
+            },
+        )
+    except (JsonError, KeyError, TypeError, ValueError) as error:
+        raise TargetError(
+            "the journal of an unfinished run cannot be understood",
+            where=str(folder / _JOURNAL),
+            expected="what glmquant wrote there",
+            found=str(error).splitlines()[0],
+            hint=f"remove {target_dir} and start again",
+        ) from error
+    for path in _shard_notes(folder):
+        with suppress(JsonError, KeyError, TypeError, ValueError, StorageError):
+            journal.finished[path.name.removesuffix(".json")] = _load_shard(path)
+    return journal
+
+
+def _shard_notes(folder: Path) -> Sequence[Path]:
+    return sorted((folder / _SHARDS).glob("*.json"))
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{kind.__name__} expected, {type(value).__name__} found")
+    return value
+
+
+def _load_shard(path: Path) -> FinishedShard:
+    with storage_errors(path):
+        fields = parse_object(path.read_bytes(), path.name)
+    return FinishedShard(
+        fields["nbytes"],
+        FileStamp(**fields["source"]),
+        fields["source_xxh3_128"],
+        tuple(record_from_json(name, entry) for name, entry in fields["tensors"].items()),
+    )
