@@ -1,0 +1,67 @@
+"""The command ``glmquant``: one module a verb, each a thin shell over a function below."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from glmquant import __version__
+from glmquant.cli.demo import demo
+from glmquant.cli.recipes import recipes
+from glmquant.cli.w8a8 import w8a8
+from glmquant.errors import GlmquantError, StorageError
+
+
+class _Commands(click.Group):
+    """Turns errors into a message and an exit code: 1 failure, 2 usage, 130 interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except GlmquantError as error:
+            _fail(ctx, error)
+        except KeyboardInterrupt:
+            click.echo("interrupted: the same command goes on where this one stopped", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            failure = StorageError(
+                "the operating system refused a file",
+                where=str(error.filename) if error.filename else None,
+                found=error.strerror or str(error),
+                hint="check the file and its mode; GLMQUANT_DEBUG=1 shows where it happened",
+            )
+            failure.__cause__ = error
+            _fail(ctx, failure)
+
+
+def _fail(ctx: click.Context, failure: GlmquantError) -> NoReturn:
+    if os.environ.get("GLMQUANT_DEBUG") == "1":
+        traceback.print_exception(failure, file=sys.stderr)
+    click.echo(f"error: {failure}", err=True)
+    if ctx.meta.get("glmquant.json"):
+        fields = {"event": "error", "error": type(failure).__name__, **failure.fields()}
+        click.echo(json.dumps(fields, ensure_ascii=False))
+    ctx.exit(failure.exit_code)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
+    epilog="Exit codes: 0 done, 1 failure, 2 wrong usage, 130 interrupted. "
+    "GLMQUANT_DEBUG=1 adds the traceback.",
+)
+@click.version_option(__version__, message="glmquant %(version)s")
+def main() -> None:
+    """Prepare GLM-4.5, 4.5-Air, 4.6 and 4.7 weights for Ascend NPUs."""
+
+
+for _command in (w8a8, recipes, demo):
+    main.add_command(_command)

@@ -1,0 +1,38 @@
+"""``glmquant demo``: the whole job on a small trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    short_help="Run the main job on a small trained model that comes along.",
+    epilog="Example: glmquant demo /tmp/glmquant-demo",
+)
+@click.argument("folder", metavar="[DIR]", default="glmquant-demo", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+@click.pass_context
+def demo(ctx: click.Context, folder: Path, as_json: bool) -> None:
+    """Unpack GLM-4-nano into DIR and quantize it with its MTP layer, as `w8a8 --add-mtp` does.
+
+    GLM-4-nano is a trained GLM-4 MoE of 10 MB with every kind of tensor that the large ones have.
+    DIR is ./glmquant-demo if left out.
+    """
+    ctx.meta["glmquant.json"] = as_json
+    from glmquant.cli.progress import nbytes_text
+    from glmquant.cli.summary import echo_table
+    from glmquant.cli.w8a8 import w8a8
+    from glmquant.demo import unpack_model
+
+    source = unpack_model(folder)
+    if not as_json:
+        click.echo(f"$ glmquant w8a8 {source} --add-mtp")
+    ctx.invoke(w8a8, source=str(source), add_mtp=True, as_json=as_json)
+    if not as_json:
+        target = source.with_name(f"{source.name}-W8A8-floatmtp")
+        click.echo("written:")
+        rows = [(path.name, nbytes_text(path.stat().st_size)) for path in sorted(target.iterdir())]
+        echo_table(rows, left=1)
+        click.echo(f"more to try: cd {folder} && glmquant w8a8 --add-mtp --recipe w8a8-full")

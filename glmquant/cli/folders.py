@@ -1,0 +1,72 @@
+"""Which folder is meant where the command line leaves it out, and where the output goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from glmquant.errors import UsageError
+
+
+def choose_source(named: str | None) -> Path:
+    """The BF16 folder: the one named, else the only one at or in the working directory.
+
+    Args:
+        named: What the user typed, or None.
+
+    Returns:
+        A path; a named one is not looked into.
+
+    Raises:
+        UsageError: The named one is not there, or the working directory leaves no one choice.
+    """
+    if named is not None:
+        if Path(named).exists():
+            return Path(named)
+        raise UsageError(
+            "there is no such source",
+            where=named,
+            expected="the path of a folder with the BF16 weights",
+            found="nothing there",
+            hint="ls, or name the folder by its whole path",
+        )
+    here = Path.cwd()
+    if _is_bf16_folder(here):
+        return here
+    choices = sorted(path for path in here.iterdir() if path.is_dir() and _is_bf16_folder(path))
+    if len(choices) == 1:
+        return Path(choices[0].name)
+    raise UsageError(
+        "no source was named, and the working directory leaves no one choice",
+        where=str(here),
+        expected="one folder with BF16 GLM-4.x weights",
+        found=", ".join(path.name for path in choices) or "none",
+        hint=f"glmquant w8a8 {choices[0].name}" if choices else "glmquant w8a8 FOLDER",
+    )
+
+
+def _is_bf16_folder(path: Path) -> bool:
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        return (
+            isinstance(config, dict)
+            and config.get("model_type") == "glm4_moe"
+            and not config.get("quantization_config")
+            and any(path.glob("*.safetensors"))
+            and not any(path.glob("quant_model_description*"))
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def default_target(source: Path, recipe_name: str, has_mtp: bool) -> Path:
+    """The folder beside the source: ``GLM-4.6`` → ``GLM-4.6-W8A8-floatmtp``."""
+    source = source.resolve()
+    scheme = recipe_name.replace("w8a8", "W8A8")
+    return source.parent / f"{source.name}-{scheme}{'-floatmtp' if has_mtp else ''}"
+
+
+def short_path(path: Path) -> str:
+    """The path as a user would type it: from the working directory where it lies in there."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if here in path.parents else str(path)

@@ -1,0 +1,139 @@
+"""How far a run is: a bar on a terminal, a line now and then elsewhere, JSON lines on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from glmquant.execute import Observer
+
+
+def nbytes_text(nbytes: float) -> str:
+    """A length for people, in powers of 1000: ``387.1 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} TB"
+
+
+@contextmanager
+def progress(as_json: bool) -> Iterator[Observer]:
+    """The observer that fits where the output goes."""
+    if as_json:
+        yield _JsonLines()
+    elif sys.stderr.isatty():
+        with _bar() as observer:
+            yield observer
+    else:
+        yield _PlainLines()
+
+
+class _Rate(Observer):
+    """Counts bytes and says now and then how it goes."""
+
+    interval_seconds = 10.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = self._begun = self._total = 0
+        self._start = self._last = time.monotonic()
+
+    def start(self, done_nbytes: int, total_nbytes: int) -> None:
+        """Begin the clock."""
+        self._done = self._begun = done_nbytes
+        self._total = total_nbytes
+        self._start = self._last = time.monotonic()
+
+    def advance(self, nbytes: int) -> None:
+        """Count, and report when it is time."""
+        with self._lock:
+            self._done += nbytes
+            now = time.monotonic()
+            if now - self._last < self.interval_seconds:
+                return
+            self._last = now
+            rate = (self._done - self._begun) / (now - self._start)
+            self.report(rate, (self._total - self._done) / rate if rate else 0.0)
+
+    def report(self, rate: float, eta_seconds: float) -> None:
+        """Say how it goes: bytes a second and seconds left."""
+
+
+class _PlainLines(_Rate):
+    def report(self, rate: float, eta_seconds: float) -> None:
+        """One line on stderr."""
+        click.echo(
+            f"{100 * self._done / self._total:.0f} %: {nbytes_text(self._done)} of "
+            f"{nbytes_text(self._total)}, {nbytes_text(rate)}/s, {eta_seconds:.0f} s left",
+            err=True,
+        )
+
+
+class _JsonLines(_Rate):
+    interval_seconds = 1.0
+
+    def start(self, done_nbytes: int, total_nbytes: int) -> None:
+        """Begin the clock and say what lies ahead."""
+        super().start(done_nbytes, total_nbytes)
+        emit("start", done_nbytes=done_nbytes, total_nbytes=total_nbytes)
+
+    def report(self, rate: float, eta_seconds: float) -> None:
+        """One object on stdout."""
+        emit(
+            "progress",
+            done_nbytes=self._done,
+            total_nbytes=self._total,
+            nbytes_per_second=round(rate),
+            eta_seconds=round(eta_seconds, 1),
+        )
+
+    def finish_shard(self, file: str, nbytes: int) -> None:
+        """One object for each shard."""
+        with self._lock:
+            emit("shard", file=file, nbytes=nbytes)
+
+
+def emit(event: str, **fields: Any) -> None:
+    """One JSON line on stdout."""
+    click.echo(json.dumps({"event": event, **fields}, ensure_ascii=False))
+
+
+@contextmanager
+def _bar() -> Iterator[Observer]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bar = Progress(
+        TextColumn("w8a8"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    task = bar.add_task("w8a8", total=None)
+
+    class Bar(Observer):
+        def start(self, done_nbytes: int, total_nbytes: int) -> None:
+            bar.update(task, completed=done_nbytes, total=total_nbytes)
+
+        def advance(self, nbytes: int) -> None:
+            bar.advance(task, nbytes)
+
+    with bar:
+        yield Bar()

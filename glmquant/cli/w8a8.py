@@ -1,0 +1,128 @@
+"""``glmquant w8a8``: a BF16 folder becomes a W8A8 checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+def default_workers() -> int:
+    """One thread for each core that this process may use, 8 at most."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+@click.command(
+    short_help="Quantize a BF16 folder to W8A8.",
+    epilog="Example: glmquant w8a8 GLM-4.6 --add-mtp",
+)
+@click.argument("source", required=False)
+@click.argument("target", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--add-mtp", is_flag=True, help="Keep the MTP layer, in float, for speculative decoding."
+)
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|PATH",
+    default="w8a8",
+    show_default=True,
+    help="What becomes int8: a name that `glmquant recipes` lists, or a YAML file.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=default_workers,
+    help="Threads. The bytes are the same for any number.  [default: the cores, 8 at most]",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace an earlier output of glmquant; other files are left alone.",
+)
+@click.option("--dry-run", is_flag=True, help="Check the source and print the plan; write nothing.")
+@click.option(
+    "--embed-quant-config",
+    is_flag=True,
+    help="Put the description into config.json too, so that vllm-ascend 0.13 needs no flag.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+@click.pass_context
+def w8a8(
+    ctx: click.Context,
+    source: str | None,
+    target: Path | None,
+    add_mtp: bool,
+    recipe_name: str,
+    workers: int,
+    overwrite: bool,
+    dry_run: bool,
+    embed_quant_config: bool,
+    as_json: bool,
+) -> None:
+    """Quantize the BF16 weights in SOURCE to W8A8 in TARGET, as vllm-ascend loads them.
+
+    SOURCE may be left out where the working directory holds one BF16 GLM-4.x folder. TARGET is
+    SOURCE-W8A8, or SOURCE-W8A8-floatmtp with --add-mtp, beside SOURCE.
+
+    The same command goes on where an interrupted one stopped.
+    """
+    ctx.meta["glmquant.json"] = as_json
+    from glmquant.checkpoint import open_checkpoint
+    from glmquant.cli.folders import choose_source, default_target, short_path
+    from glmquant.plan import make_plan
+    from glmquant.recipe import load_recipe
+    from glmquant.source import FolderSource
+    from glmquant.target import refuse_overlap
+
+    source_dir = choose_source(source)
+    recipe = load_recipe(recipe_name)
+    folder = FolderSource(source_dir)
+    target_dir = target or default_target(source_dir, recipe.name, add_mtp)
+    refuse_overlap(source_dir, target_dir)
+    plan = make_plan(
+        open_checkpoint(folder), recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config
+    )
+
+    from glmquant.cli.progress import emit, nbytes_text, progress
+    from glmquant.cli.summary import echo_plan, echo_roles, plan_fields, role_rows
+
+    if as_json:
+        emit("plan", **plan_fields(plan, source_dir, target_dir))
+    else:
+        for note in plan.notes:
+            click.echo(f"note: {note}", err=True)
+    if dry_run:
+        if not as_json:
+            echo_plan(plan, source_dir, target_dir)
+        return
+
+    from glmquant.execute import execute
+
+    with progress(as_json) as observer:
+        outcome = execute(
+            plan, folder, target_dir, workers=workers, overwrite=overwrite, observer=observer
+        )
+    rows = role_rows(plan, outcome)
+    written = sum((target_dir / name).stat().st_size for name in plan.files)
+    if as_json:
+        emit(
+            "done",
+            target=str(target_dir),
+            already_done=outcome.was_done,
+            files=len(plan.files),
+            output_nbytes=written,
+            source_nbytes=plan.source_nbytes,
+            weights_nbytes=plan.weights_nbytes,
+            mtp_layers=plan.mtp_count,
+            roles=rows,
+        )
+        return
+    echo_roles(rows)
+    click.echo(
+        f"{short_path(target_dir)}: {'already done, ' * outcome.was_done}{len(plan.files)} files, "
+        f"{nbytes_text(written)}; weights {nbytes_text(plan.weights_nbytes)}, "
+        f"{plan.weights_nbytes / plan.source_nbytes:.2f} of the {nbytes_text(plan.source_nbytes)} "
+        "they were made of"
+    )
