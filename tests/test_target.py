@@ -1,0 +1,241 @@
+"""Target folders: what may be written to, what is replaced, and disks that are full."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders import Recorded, build_checkpoint
+from tests.conftest import Ran, folder_bytes
+from tests.test_execute import ENV, interrupted
+
+Run = Callable[..., Ran]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    for flags in ((), ("--overwrite",)):
+        ran = glmquant("w8a8", nano.folder, out, *flags)
+        assert (ran.exit_code, "thesis.txt" in ran.stderr) == (1, True)
+        assert folder_bytes(out) == {"thesis.txt": b"mine"}
+
+
+def test_overwrite_removes_what_we_wrote_and_nothing_else(tmp_path: Path, glmquant: Run) -> None:
+    source = build_checkpoint(tmp_path / "GLM", "4.5")
+    out = tmp_path / "out"
+    glmquant("w8a8", source.folder, out, "--add-mtp")
+    (out / "notes.txt").write_text("mine")
+    ran = glmquant("w8a8", source.folder, out)
+    assert ran.exit_code == 1
+    assert "the output of another plan" in ran.stderr
+    assert glmquant("w8a8", source.folder, out, "--overwrite").exit_code == 0
+    glmquant("w8a8", source.folder, tmp_path / "fresh")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "fresh") | {"notes.txt": b"mine"}
+
+
+def test_overwrite_starts_an_unfinished_run_over(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    interrupted(nano.folder, out)
+    inodes = {path.name: path.stat().st_ino for path in out.glob("*.safetensors")}
+    other = glmquant("w8a8", nano.folder, out)
+    assert (other.exit_code, "unfinished run of another plan" in other.stderr) == (1, True)
+    assert {path.name: path.stat().st_ino for path in out.glob("*.safetensors")} == inodes
+    assert glmquant("w8a8", nano.folder, out, "--overwrite").exit_code == 0
+    glmquant("w8a8", nano.folder, tmp_path / "fresh")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "fresh")
+
+
+def test_overwrite_of_nothing_is_no_error(nano: Recorded, tmp_path: Path, glmquant: Run) -> None:
+    assert glmquant("w8a8", nano.folder, tmp_path / "out", "--overwrite").exit_code == 0
+
+
+def test_a_bad_source_does_not_cost_the_old_output(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    before = folder_bytes(out)
+    (nano.folder / "model-00002-of-00003.safetensors").unlink()
+    assert glmquant("w8a8", nano.folder, out, "--overwrite").exit_code == 1
+    assert folder_bytes(out) == before
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside.txt", "a/../../outside.txt"])
+def test_a_manifest_that_lists_files_elsewhere_removes_nothing(
+    nano: Recorded, tmp_path: Path, glmquant: Run, name: str
+) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    (tmp_path / "outside.txt").write_text("mine")
+    manifest = json.loads((out / "glmquant_manifest.json").read_bytes())
+    manifest["files"].append(name)
+    (out / "glmquant_manifest.json").write_text(json.dumps(manifest))
+    before = folder_bytes(tmp_path)
+    ran = glmquant("w8a8", nano.folder, out, "--overwrite")
+    assert (ran.exit_code, "a file outside itself" in ran.stderr) == (1, True)
+    assert folder_bytes(tmp_path) == before
+
+
+def test_weights_of_others_in_the_way(nano: Recorded, tmp_path: Path, glmquant: Run) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    (out / "stray.safetensors").write_bytes(b"")
+    before = folder_bytes(out)
+    for flags in ((), ("--overwrite",)):
+        ran = glmquant("w8a8", nano.folder, out, *flags)
+        assert (ran.exit_code, "stray.safetensors" in ran.stderr) == (1, True)
+        assert folder_bytes(out) == before
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "config.json", "LICENSE"])
+def test_a_finished_target_that_was_damaged_is_not_called_done(
+    nano: Recorded, tmp_path: Path, glmquant: Run, name: str
+) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    whole = folder_bytes(out)
+    (out / name).unlink()
+    ran = glmquant("w8a8", nano.folder, out)
+    assert (ran.exit_code, name in ran.stderr) == (1, True)
+    assert glmquant("w8a8", nano.folder, out, "--overwrite").exit_code == 0
+    assert folder_bytes(out) == whole
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"plan": 1, "files": {}, "sources": []}'])
+def test_a_journal_that_cannot_be_understood(
+    nano: Recorded, tmp_path: Path, glmquant: Run, text: bytes
+) -> None:
+    out = tmp_path / "out"
+    interrupted(nano.folder, out)
+    (out / ".glmquant/journal.json").write_bytes(text)
+    before = folder_bytes(out)
+    for flags in ((), ("--overwrite",)):
+        ran = glmquant("w8a8", nano.folder, out, *flags)
+        assert (ran.exit_code, "journal" in ran.stderr) == (1, True)
+        assert folder_bytes(out) == before
+
+
+def test_target_and_source_must_not_overlap(
+    nano: Recorded, tmp_path: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = folder_bytes(nano.folder)
+    link = tmp_path / "link"
+    link.symlink_to(nano.folder)
+    for target in (nano.folder, nano.folder / "out", tmp_path, link, link / "out"):
+        ran = glmquant("w8a8", nano.folder, target)
+        assert (ran.exit_code, "overlap" in ran.stderr) == (1, True)
+    monkeypatch.chdir(nano.folder)
+    assert glmquant("w8a8", ".", ".").exit_code == 1
+    assert folder_bytes(nano.folder) == before
+
+
+def test_a_target_that_is_a_file(nano: Recorded, tmp_path: Path, glmquant: Run) -> None:
+    (tmp_path / "out").write_text("mine")
+    ran = glmquant("w8a8", nano.folder, tmp_path / "out")
+    assert (ran.exit_code, "not a folder" in ran.stderr) == (1, True)
+    ran = glmquant("w8a8", nano.folder, tmp_path / "out" / "deeper")
+    assert ran.exit_code == 1
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_two_runs_do_not_write_to_one_target(nano: Recorded, tmp_path: Path, glmquant: Run) -> None:
+    (tmp_path / "out").mkdir()
+    descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        ran = glmquant("w8a8", nano.folder, tmp_path / "out")
+    finally:
+        os.close(descriptor)
+    assert (ran.exit_code, "another run is writing" in ran.stderr) == (1, True)
+    assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a real file system of so many bytes; skips where that is not allowed."""
+    mounted = []
+
+    def mount(nbytes: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir(exist_ok=True)
+        ran = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", folder], capture_output=True
+        )
+        if ran.returncode:
+            pytest.skip("mounting a small disk needs root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_too_little_disk_is_seen_before_the_first_byte(
+    nano: Recorded, glmquant: Run, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(100_000)
+    ran = glmquant("w8a8", nano.folder, disk / "out")
+    assert (ran.exit_code, "the disk has too little room" in ran.stderr) == (1, True)
+    assert folder_bytes(disk) == {}
+    assert not (disk / "out").exists()
+
+
+def test_a_disk_that_fills_up_on_the_way_loses_nothing(
+    tmp_path: Path, glmquant: Run, small_disk: Callable[[int], Path]
+) -> None:
+    source = build_checkpoint(
+        tmp_path / "GLM", keep=False, hidden_size=256, n_routed_experts=64, shard_nbytes=500_000
+    )
+    whole = tmp_path / "whole"
+    glmquant("w8a8", source.folder, whole)
+    disk = small_disk(12_000_000)
+    filler = disk / "filler"
+    script = (
+        "import sys; from glmquant import execute, target; from glmquant.cli import main\n"
+        # Another program takes the room after it was checked.
+        "check = execute.require_room\n"
+        "def late(*args):\n"
+        "    check(*args)\n"
+        f"    open({str(filler)!r}, 'wb').write(bytes(10_500_000))\n"
+        "execute.require_room = late\n"
+        f"sys.argv = ['glmquant', 'w8a8', {str(source.folder)!r}, {str(disk / 'out')!r}]\n"
+        "main()"
+    )
+    (disk / "out").mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=100
+    )
+    assert (ran.returncode, "the disk is full" in ran.stderr) == (1, True), ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list((disk / "out").rglob("*.part"))
+    kept = sorted(path.name for path in (disk / "out").glob("*.safetensors"))
+    assert kept
+    filler.unlink()
+    assert glmquant("w8a8", source.folder, disk / "out").exit_code == 0
+    assert folder_bytes(disk / "out") == folder_bytes(whole)
+
+
+def test_a_target_that_cannot_be_written(nano: Recorded, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    from click.testing import CliRunner
+
+    from glmquant.cli import main
+
+    result = CliRunner().invoke(main, ["w8a8", str(nano.folder), str(tmp_path / "locked/out")])
+    assert result.exit_code == 1
