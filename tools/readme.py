@@ -1,0 +1,62 @@
+"""Keep what README.md shows of the program what the program prints.
+
+python tools/readme.py          write the blocks anew
+python tools/readme.py --check  fail if they are out of date
+
+A block is a fenced text after ``<!-- help: WORDS -->``, the help of ``glmquant WORDS``, or after
+``<!-- run: WORDS -->``, what ``glmquant WORDS`` prints in an empty folder.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from glmquant.cli import main as program
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BLOCK = re.compile(
+    r"(?P<open><!-- (?P<kind>help|run): ?(?P<words>[^>]*?) ?-->\n```text\n).*?(?P<close>```\n)",
+    re.DOTALL,
+)
+
+
+def output_of(kind: str, words: str) -> str:
+    """What a block has to show."""
+    runner = CliRunner()
+    arguments = [*words.split(), "--help"] if kind == "help" else words.split()
+    with runner.isolated_filesystem():
+        result = runner.invoke(program, arguments, prog_name="glmquant", terminal_width=90)
+    if result.exit_code:
+        sys.exit(f"glmquant {' '.join(arguments)} failed: {result.output}")
+    return result.stdout
+
+
+def renewed(text: str) -> str:
+    """The README with every block written anew."""
+    return BLOCK.sub(lambda m: m["open"] + output_of(m["kind"], m["words"]) + m["close"], text)
+
+
+def documented(text: str) -> set[str]:
+    """The commands that have a help block."""
+    return {match["words"] for match in BLOCK.finditer(text) if match["kind"] == "help"}
+
+
+def main() -> None:
+    """Write or check."""
+    text = README.read_text(encoding="utf-8")
+    missing = program.commands.keys() - documented(text)
+    if missing:
+        sys.exit(f"README.md has no help block for: {', '.join(sorted(missing))}")
+    new = renewed(text)
+    if "--check" not in sys.argv[1:]:
+        README.write_text(new, encoding="utf-8")
+    elif new != text:
+        sys.exit("README.md is out of date: run python tools/readme.py")
+
+
+if __name__ == "__main__":
+    main()
