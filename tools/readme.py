@@ -9,8 +9,10 @@ A block is a fenced text after ``<!-- help: WORDS -->``, the help of ``glmquant 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -26,10 +28,14 @@ BLOCK = re.compile(
 
 def output_of(kind: str, words: str) -> str:
     """What a block has to show."""
-    runner = CliRunner()
     arguments = [*words.split(), "--help"] if kind == "help" else words.split()
-    with runner.isolated_filesystem():
-        result = runner.invoke(program, arguments, prog_name="glmquant", terminal_width=90)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as empty:
+        os.chdir(empty)
+        try:
+            result = CliRunner().invoke(program, arguments, prog_name="glmquant", terminal_width=90)
+        finally:
+            os.chdir(before)
     if result.exit_code:
         sys.exit(f"glmquant {' '.join(arguments)} failed: {result.output}")
     return result.stdout

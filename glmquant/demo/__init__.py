@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Final
 
 from glmquant.errors import TargetError
+from glmquant.writer import storage_errors, write_file
 
 MODEL_NAME: Final = "GLM-4-nano"
 
@@ -26,21 +26,25 @@ def unpack_model(folder: Path) -> Path:
         The copy; one that is there already is kept.
 
     Raises:
-        TargetError: Something else has that name.
+        TargetError: Something else has that name; nothing is written then.
+        StorageError: The disk refuses.
     """
     target = folder / MODEL_NAME
+    missing = []
     for file in sorted(model_dir().iterdir()):
         copy = target / file.name
-        if copy.exists():
-            if copy.read_bytes() != file.read_bytes():
-                raise TargetError(
-                    "the demo's folder holds something else",
-                    where=str(copy),
-                    expected="the file that comes with glmquant",
-                    found="other contents",
-                    hint="glmquant demo ANOTHER_FOLDER",
-                )
-            continue
+        if not copy.exists():
+            missing.append(file)
+        elif copy.read_bytes() != file.read_bytes():
+            raise TargetError(
+                "the demo's folder holds something else",
+                where=str(copy),
+                expected="the file that comes with glmquant",
+                found="other contents",
+                hint="glmquant demo ANOTHER_FOLDER",
+            )
+    with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+    for file in missing:
+        write_file(target / file.name, file.read_bytes())
     return target
