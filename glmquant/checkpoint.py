@@ -266,9 +266,11 @@ def _reconcile_index(
         notes.append(f"{name} is not in the source's index; it holds the MTP layer and is used")
     if weight_map is None:
         return notes
-    for name in sorted(listed):
+    claims: dict[str, set[str]] = {name: set() for name in listed}
+    for tensor, shard in weight_map.items():
+        claims[shard].add(tensor)
+    for name, claimed in sorted(claims.items()):
         held = {ref.name for ref in shards[name]}
-        claimed = {tensor for tensor, shard in weight_map.items() if shard == name}
         if held != claimed:
             absent, extra = sorted(claimed - held), sorted(held - claimed)
             raise IndexFileError(

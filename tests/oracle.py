@@ -23,10 +23,11 @@ INT8_BY_RECIPE = {
 def to_f64(dtype: str, shape: tuple[int, ...], data: bytes) -> NDArray[np.float64]:
     """Exact values of stored bytes."""
     if dtype == "BF16":
-        bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
+        bits: NDArray[np.uint32] = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
         return bits.view(np.float32).astype(np.float64).reshape(shape)
     stored = np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype])
-    return np.asarray(stored, np.float64).reshape(shape)
+    values: NDArray[np.float64] = stored.astype(np.float64)
+    return values.reshape(shape)
 
 
 def nearest_bf16(value: np.float32) -> float:

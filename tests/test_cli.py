@@ -209,7 +209,7 @@ def test_plain_progress_lines_say_how_far_how_fast_and_how_long(
     from glmquant.cli import progress
 
     clock = iter([0.0, 0.0, 5.0, 10.0, 20.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with progress.progress(as_json=False) as observer:
         observer.start(1_000_000, 5_000_000)
         for _ in range(3):

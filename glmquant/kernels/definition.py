@@ -71,20 +71,18 @@ def first_non_finite(bits: FloatBits, dtype: str) -> int | None:
 
 def to_f32(bits: FloatBits, dtype: str) -> NDArray[np.float32]:
     """The values of ``bits`` in F32, exactly."""
-    values: NDArray[np.float32]
     if dtype == "BF16":
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
-    elif dtype == "F16":
-        values = bits.view(np.float16).astype(np.float32)
-    else:
-        values = np.asarray(bits, np.uint32).view(np.float32)
-    return values
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F16":
+        return bits.view(np.float16).astype(np.float32)
+    return bits.view(np.float32)
 
 
 def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each value rounded to the nearest BF16, half to even, still in F32."""
     bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    rounded: NDArray[np.uint32] = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
 
 
 def quantize_rows(bits: FloatBits, dtype: str) -> QuantizedRows:
