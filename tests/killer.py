@@ -1,9 +1,10 @@
 """Kill a run with SIGKILL at its N-th call that changes the disk, for every N.
 
-``python -m tests.killer SOURCE WORK STRIDE`` forks a child for each N: it runs the command
-and is killed at the call; the folder it leaves must not load as a model; then another runs the
-same command to its end, and the bytes must be those of an undisturbed run. Prints the number of
-kills.
+``python -m tests.killer SOURCE WORK fresh|overwrite`` forks a child for each N: it runs the command
+and is killed at the call. A folder with config.json must then be whole, and no file may be torn
+under its own name. Another child runs the same command to its end, and the bytes must be those of
+an undisturbed run. With ``overwrite`` the target holds another plan's output to begin with. Prints
+the number of kills.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from glmquant.cli import main
 from tests.conftest import folder_bytes
 
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "replace", "unlink", "mkdir", "rmdir", "write")
-ARGUMENTS = ("--add-mtp", "--workers", "2")
 
 
 def _killing(call: Callable[..., Any], state: dict[str, int]) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def _killing(call: Callable[..., Any], state: dict[str, int]) -> Callable[..., A
 _OPEN = os.open
 
 
-def run_child(source: Path, target: Path, kill_at: int | None) -> int:
+def run_child(words: list[str], kill_at: int | None) -> int:
     """Exit code of a child that runs the command; negative is the signal that killed it."""
     child = os.fork()
     if child == 0:
@@ -47,43 +47,50 @@ def run_child(source: Path, target: Path, kill_at: int | None) -> int:
             state = {"left": kill_at}
             for name in CALLS:
                 setattr(os, name, _killing(getattr(os, name), state))
-        result = CliRunner().invoke(main, ["w8a8", str(source), str(target), *ARGUMENTS])
-        os._exit(result.exit_code)
+        os._exit(CliRunner().invoke(main, words).exit_code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def main_loop(source: Path, work: Path, stride: int) -> int:
-    """Kill at call 1, 1 + stride, … until a child is not reached; gives the number of kills."""
-    whole = work / "whole"
-    result = CliRunner().invoke(main, ["w8a8", str(source), str(whole), *ARGUMENTS])
-    if result.exit_code:
-        sys.exit(f"the undisturbed run failed: {result.output}")
-    wanted = folder_bytes(whole)
+def kill_everywhere(source: Path, work: Path, begin: str) -> int:
+    """Kill at call 1, 2, … until a child is not reached; gives the number of kills."""
+    for name, flags in (("new", ["--add-mtp"]), ("old", [])):
+        if CliRunner().invoke(main, ["w8a8", str(source), str(work / name), *flags]).exit_code:
+            sys.exit("the undisturbed run failed")
+    new, old = folder_bytes(work / "new"), folder_bytes(work / "old")
     target = work / "target"
+    words = ["w8a8", str(source), str(target), "--add-mtp", "--workers", "2"]
+    if begin == "overwrite":
+        words.append("--overwrite")
     kills = 0
     while True:
-        number = 1 + kills * stride
-        code = run_child(source, target, number)
+        if begin == "overwrite":
+            shutil.copytree(work / "old", target)
+        code = run_child(words, kills + 1)
         if code == 0:
             return kills
-        if code != -signal.SIGKILL:
-            sys.exit(f"call {number}: exit code {code} in place of a kill")
-        left = folder_bytes(target) if target.is_dir() else {}
-        whole_files = wanted.keys() - left.keys()
-        if "config.json" in left and whole_files:
-            sys.exit(f"call {number}: config.json is there, but not {sorted(whole_files)}")
-        torn = [name for name in wanted.keys() & left.keys() if left[name] != wanted[name]]
-        if torn:
-            sys.exit(f"call {number}: not whole under their own names: {torn}")
-        code = run_child(source, target, None)
-        if code:
-            sys.exit(f"call {number}: going on failed with exit code {code}")
-        if folder_bytes(target) != wanted:
-            sys.exit(f"call {number}: other bytes than those of an undisturbed run")
-        shutil.rmtree(target)
         kills += 1
+        if code != -signal.SIGKILL:
+            sys.exit(f"call {kills}: exit code {code} in place of a kill")
+        left = folder_bytes(target) if target.is_dir() else {}
+        if "config.json" in left and not (
+            new.items() <= left.items() or old.items() <= left.items()
+        ):
+            sys.exit(f"call {kills}: config.json is there and the folder is not whole")
+        torn = [
+            name
+            for name in new.keys() & left.keys()
+            if left[name] not in (new[name], old.get(name))
+        ]
+        if torn:
+            sys.exit(f"call {kills}: not whole under their own names: {torn}")
+        code = run_child(words, None)
+        if code:
+            sys.exit(f"call {kills}: going on failed with exit code {code}")
+        if folder_bytes(target) != new:
+            sys.exit(f"call {kills}: other bytes than those of an undisturbed run")
+        shutil.rmtree(target)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{main_loop(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))}\n")
+    sys.stdout.write(f"{kill_everywhere(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])}\n")

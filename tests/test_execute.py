@@ -78,11 +78,19 @@ def test_the_block_size_leaves_no_trace(
     assert folder_bytes(tmp_path / "blocks") == folder_bytes(tmp_path / "whole")
 
 
-def test_a_kill_at_any_call_that_changes_the_disk_is_made_good(tmp_path: Path) -> None:
-    source = build_checkpoint(tmp_path / "GLM", n_routed_experts=2, shard_nbytes=30_000)
+@pytest.mark.slow
+@pytest.mark.parametrize("begin", ["fresh", "overwrite"])
+def test_a_kill_at_any_call_that_changes_the_disk_is_made_good(tmp_path: Path, begin: str) -> None:
+    source = build_checkpoint(
+        tmp_path / "GLM",
+        num_hidden_layers=2,
+        first_k_dense_replace=1,
+        n_routed_experts=2,
+        shard_nbytes=15_000,
+    )
     (tmp_path / "work").mkdir()
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.killer", source.folder, tmp_path / "work", "1"],
+        [sys.executable, "-m", "tests.killer", source.folder, tmp_path / "work", begin],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -92,6 +100,7 @@ def test_a_kill_at_any_call_that_changes_the_disk_is_made_good(tmp_path: Path) -
     assert int(ran.stdout) > 150
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_command_at_random_moments_is_made_good(tmp_path: Path) -> None:
     source = build_checkpoint(
         tmp_path / "GLM",
@@ -123,6 +132,7 @@ def test_kill_9_of_the_command_at_random_moments_is_made_good(tmp_path: Path) ->
     assert folder_bytes(tmp_path / "target") == folder_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_leaves_what_can_be_gone_on_with(tmp_path: Path) -> None:
     source = build_checkpoint(
         tmp_path / "GLM",
@@ -256,6 +266,7 @@ def test_done_is_not_said_of_a_target_made_of_other_files(
     assert glmquant("w8a8", nano.folder, target, "--overwrite").exit_code == 0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
     peaks = []
     for number, experts in enumerate((8, 128)):
