@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final
 
@@ -117,26 +117,17 @@ class Conversion:
         offset_data = bytes(offset.nbytes)
         self.part.write(scale.offset, scale_data)
         self.part.write(offset.offset, offset_data)
-        source_xxh3 = read.hexdigest()
+        sqnr_db, max_error = errors.figures(scales)
         digests = (
             written.hexdigest(),
             xxhash.xxh3_128(scale_data).hexdigest(),
             xxhash.xxh3_128(offset_data).hexdigest(),
         )
-        records = [
-            TensorRecord(output.name, self.step.scheme.value, ref.name, source_xxh3, digest)
+        first, *others = (
+            TensorRecord(output.name, self.step.scheme.value, ref.name, read.hexdigest(), digest)
             for output, digest in zip(self.step.outputs, digests, strict=True)
-        ]
-        first = records[0]
-        records[0] = TensorRecord(
-            first.name,
-            first.scheme,
-            first.source,
-            first.source_xxh3,
-            first.xxh3,
-            *errors.figures(scales),
         )
-        return records
+        return [replace(first, sqnr_db=sqnr_db, max_error=max_error), *others]
 
 
 class _Errors:
