@@ -285,9 +285,9 @@ def _mtp_layer(config: Glm4MoeConfig) -> Iterator[tuple[str, ExpectedTensor]]:
     yield "shared_head.head.weight", ExpectedTensor(Role.MTP, vocabulary, is_required=False)
 
 
-_LAYER: Final = re.compile(r"model\.layers\.(0|[1-9]\d{0,8})\.")
-_MTP_ONLY: Final = re.compile(r"\d\.(eh_proj|enorm|hnorm|shared_head|embed_tokens)\.")
-_EXPERT: Final = re.compile(r"\.mlp\.experts\.(0|[1-9]\d{0,8})\.")
+_LAYER: Final = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.")
+_MTP_ONLY: Final = re.compile(r"[0-9]\.(eh_proj|enorm|hnorm|shared_head|embed_tokens)\.")
+_EXPERT: Final = re.compile(r"\.mlp\.experts\.(0|[1-9][0-9]{0,8})\.")
 
 
 def layer_of(name: str) -> int | None:

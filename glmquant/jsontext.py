@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from glmquant.errors import JsonError
@@ -23,6 +24,13 @@ def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is out of range")
+    return value
+
+
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """The JSON object in ``data``.
 
@@ -34,14 +42,18 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         The object, keys in file order.
 
     Raises:
-        JsonError: Not UTF-8, not JSON, not an object, a key twice in one object, or too deep.
+        JsonError: Not UTF-8, not JSON, not an object, a key twice in one object, too deep, or with
+            a number or text that could not be written again.
     """
     try:
         value = json.loads(
             data.decode("utf-8-sig"),
             object_pairs_hook=_reject_duplicates,
             parse_constant=_reject_constant,
+            parse_float=_finite,
         )
+        if b"\\ud" in data.lower():  # half a surrogate pair cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         # JSONDecodeError and UnicodeDecodeError are ValueErrors that say where they are.
         raise JsonError(

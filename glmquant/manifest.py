@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from glmquant.errors import JsonError
 from glmquant.jsontext import parse_object
 
 MANIFEST_FILE: Final = "glmquant_manifest.json"
@@ -56,21 +57,33 @@ class TensorRecord:
         return entry
 
 
-def record_from_json(name: str, entry: Mapping[str, Any]) -> TensorRecord:
+def record_from_json(name: str, entry: Any) -> TensorRecord:
     """The inverse of ``TensorRecord.as_json``.
 
     Raises:
-        KeyError: An entry lacks a key.
+        JsonError: The entry is not one that we wrote.
     """
-    return TensorRecord(
-        name,
-        entry["scheme"],
-        entry["sources"][0],
-        entry["source_xxh3_128"],
-        entry["xxh3_128"],
-        entry.get("sqnr_db"),
-        entry.get("max_error"),
-    )
+    try:
+        (source,) = entry["sources"]
+        record = TensorRecord(
+            name,
+            entry["scheme"],
+            source,
+            entry["source_xxh3_128"],
+            entry["xxh3_128"],
+            entry.get("sqnr_db"),
+            entry.get("max_error"),
+        )
+        bytes.fromhex(record.source_xxh3 + record.xxh3)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise JsonError(
+            "a tensor's record cannot be understood",
+            where=name,
+            expected="scheme, sources, source_xxh3_128 and xxh3_128",
+            found=f"{type(error).__name__}: {error}",
+            hint="make the target anew with --overwrite",
+        ) from error
+    return record
 
 
 def encode_manifest(fields: Mapping[str, Any], records: Iterable[TensorRecord]) -> bytes:

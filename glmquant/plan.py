@@ -299,13 +299,13 @@ def _index_data(shards: tuple[ShardPlan, ...]) -> bytes:
 
 def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | None) -> bytes:
     """config.json of the output: the source's bytes where nothing has to change."""
-    fields = parse_object(source, CONFIG_FILE)
-    changes: dict[str, Any] = {}
-    if fields.get("num_nextn_predict_layers") != mtp_count:
-        changes["num_nextn_predict_layers"] = mtp_count
+    before = parse_object(source, CONFIG_FILE)
+    # An empty quantization_config says nothing in the source, but vllm-ascend would believe it.
+    fields = {key: value for key, value in before.items() if key != "quantization_config"}
+    fields["num_nextn_predict_layers"] = mtp_count
     if description is not None:
-        changes["quantization_config"] = embedded_config(description)
-    return dump_object({**fields, **changes}) if changes else source
+        fields["quantization_config"] = embedded_config(description)
+    return source if fields == before else dump_object(fields)
 
 
 def _digest(

@@ -77,8 +77,12 @@ def recipe_path(name: str) -> Path:
         UsageError: Neither a file nor a known name.
     """
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        found = "a folder" if path.is_dir() else "no file and no known name"
+    except (OSError, ValueError) as error:  # a name that no file can have
+        found = str(error)
     known = sorted(path.stem for path in recipe_dir().glob("*.yaml"))
     if name in known:
         return recipe_dir() / f"{name}.yaml"
@@ -86,7 +90,7 @@ def recipe_path(name: str) -> Path:
         "no such recipe",
         where=name,
         expected=f"one of {', '.join(known)}, or the path of a YAML file",
-        found="a folder" if path.is_dir() else "no file and no known name",
+        found=found,
         hint="glmquant recipes",
     )
 
@@ -108,8 +112,9 @@ def load_recipe(name: str) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_keys(path, tree, set())
         fields = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise RecipeError(
             "a recipe cannot be read",
@@ -118,7 +123,6 @@ def load_recipe(name: str) -> Recipe:
             found=getattr(error, "problem", None) or str(error) or type(error).__name__,
             hint="glmquant recipes w8a8 shows one that is right",
         ) from error
-    _refuse_duplicate_keys(path, tree)
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
@@ -133,23 +137,28 @@ def load_recipe(name: str) -> Recipe:
     return recipe
 
 
-def _refuse_duplicate_keys(path: Path, node: Any) -> None:
-    if isinstance(node, yaml.MappingNode):
+def _check_keys(path: Path, node: Any, walked: set[int]) -> None:
+    """Keys are texts and stand once; YAML itself would let the last of two win."""
+    if id(node) in walked:
+        return
+    walked.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(path, value, walked)
+    elif isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            if key.value in seen:
+            is_text = key.tag == "tag:yaml.org,2002:str"
+            if not is_text or key.value in seen:
                 raise RecipeError(
-                    "a recipe has a key twice",
+                    "a recipe has a key twice" if is_text else "a key of a recipe is not a text",
                     where=f"{path}, line {key.start_mark.line + 1}: {key.value}",
-                    expected="each key once",
-                    found="the key again",
-                    hint="join the two",
+                    expected="each key once, a text",
+                    found="the key again" if is_text else key.tag.rpartition(":")[2],
+                    hint="glmquant recipes w8a8 shows one that is right",
                 )
             seen.add(key.value)
-            _refuse_duplicate_keys(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicate_keys(path, value)
+            _check_keys(path, value, walked)
 
 
 def _mistake(

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from glmquant.convert import BLOCK_NBYTES
-from glmquant.errors import SourceChangedError, TargetError
+from glmquant.errors import JsonError, SourceChangedError, TargetError
 from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal
 from glmquant.manifest import MANIFEST_FILE, TensorRecord, parse_manifest, record_from_json
 from glmquant.plan import Plan, ShardPlan
@@ -144,7 +144,7 @@ def confirm_finished(
             if xxhash.xxh3_128(source.read(name, 0, nbytes)).hexdigest() != side_digests[name]:
                 raise _made_of_other(name)
             source.release(name)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (AttributeError, JsonError, KeyError, TypeError) as error:
         raise TargetError(
             "the manifest of the target cannot be understood",
             where=str(path),

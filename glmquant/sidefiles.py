@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
 
 from glmquant.glm4_moe import CONFIG_FILE
+from glmquant.manifest import MANIFEST_FILE
 
 WEIGHT_SUFFIXES: Final = (
     ".safetensors",
@@ -26,14 +28,16 @@ WEIGHT_SUFFIXES: Final = (
     ".gz",
 )
 CHECKSUM_SUFFIXES: Final = (".sha256", ".sha1", ".md5", ".sha512", ".sha256sum", ".md5sum", ".sum")
-CHECKSUM_NAMES: Final = ("sha256sums", "sha1sums", "md5sums", "sha512sums", "checksums")
+_CHECKSUMS: Final = re.compile(r"(sha\d+|md5|b2|b3|xxh\w*|check)[-_]?sums?")
+_README: Final = re.compile(r"readme[^.]*(\.(md|rst|txt))?")
 
 
 def side_files(files: Iterable[str]) -> tuple[str, ...]:
     """The files that go into the target as they are.
 
-    All but weights of any format, indexes, config.json, checksums of the source's files, and the
-    README, which describes the BF16 weights. Hidden files are not listed to begin with.
+    All but weights of any format, indexes, config.json, a manifest of ours, checksums of the
+    source's files, and the README, which describes the BF16 weights. Hidden files are not listed to
+    begin with.
 
     Args:
         files: Names relative to the source.
@@ -47,8 +51,8 @@ def side_files(files: Iterable[str]) -> tuple[str, ...]:
 def _is_side_file(path: PurePosixPath) -> bool:
     lower = path.name.lower()
     return not (
-        str(path) == CONFIG_FILE
+        str(path) in (CONFIG_FILE, MANIFEST_FILE)
         or lower.endswith(WEIGHT_SUFFIXES + CHECKSUM_SUFFIXES + (".index.json",))
-        or path.stem.lower() in CHECKSUM_NAMES
-        or (len(path.parts) == 1 and path.stem.lower() == "readme")
+        or _CHECKSUMS.fullmatch(path.stem.lower())
+        or (len(path.parts) == 1 and _README.fullmatch(lower))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from glmquant.errors import UsageError
@@ -21,8 +22,9 @@ def choose_source(named: str | None) -> Path:
         UsageError: The named one is not there, or the working directory leaves no one choice.
     """
     if named is not None:
-        if Path(named).exists():
-            return Path(named)
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if Path(named).exists():
+                return Path(named)
         raise UsageError(
             "there is no such source",
             where=named,
