@@ -221,9 +221,8 @@ def expected_tensors(config: Glm4MoeConfig, mtp_count: int) -> dict[str, Expecte
         for suffix, tensor in _decoder_layer(config, layer < config.first_k_dense_replace):
             tensors[f"model.layers.{layer}.{suffix}"] = tensor
     tensors["model.norm.weight"] = ExpectedTensor(Role.NORM, (config.hidden_size,))
-    tensors["lm_head.weight"] = ExpectedTensor(
-        Role.LM_HEAD, vocabulary, is_required=not config.tie_word_embeddings
-    )
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = ExpectedTensor(Role.LM_HEAD, vocabulary)
     for layer in mtp_layers(config, mtp_count):
         for suffix, tensor in _mtp_layer(config):
             tensors[f"model.layers.{layer}.{suffix}"] = tensor
@@ -307,7 +306,7 @@ def contradicted_key(config: Glm4MoeConfig, name: str) -> str | None:
         ``key = value``, or None where no key would make the name right.
     """
     layer = layer_of(name)
-    key = None
+    key = "tie_word_embeddings" if name == "lm_head.weight" else None
     if layer is not None:
         expert = _EXPERT.search(name)
         is_mtp_name = bool(_MTP_ONLY.search(name)) and layer < config.num_hidden_layers

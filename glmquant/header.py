@@ -17,6 +17,9 @@ from glmquant.errors import HeaderError, JsonError
 from glmquant.jsontext import parse_object
 from glmquant.tensors import DTYPE_NBITS, TensorRef, tensor_nbytes
 
+MAX_DIMENSIONS: Final = 8
+"""More than any model has; bounds the arithmetic on a hostile header."""
+
 MAX_HEADER_NBYTES: Final = 100_000_000
 """safetensors 0.8.0 refuses longer headers (``MAX_HEADER_SIZE``)."""
 
@@ -104,8 +107,9 @@ def _parse_entry(file: str, name: str, entry: Any, begin: int) -> TensorRef:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_NBITS:
         raise _broken(where, "a safetensors dtype", json.dumps(dtype)[:200])
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise _broken(where, "a shape of whole numbers", json.dumps(shape)[:200])
+    is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+    if not is_shape or not all(map(_is_count, shape)):
+        raise _broken(where, f"at most {MAX_DIMENSIONS} whole numbers", json.dumps(shape)[:200])
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))):
         raise _broken(where, "data_offsets [begin, end]", json.dumps(offsets)[:200])
     nbytes = offsets[1] - offsets[0]

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from glmquant.glm4_moe import CONFIG_FILE
+from glmquant.index import INDEX_FILE
 from glmquant.manifest import MANIFEST_FILE
 
 WEIGHT_SUFFIXES: Final = (
@@ -46,6 +47,22 @@ def side_files(files: Iterable[str]) -> tuple[str, ...]:
         The names to copy, in the given order.
     """
     return tuple(name for name in files if _is_side_file(PurePosixPath(name)))
+
+
+def left_behind(files: Iterable[str]) -> tuple[str, ...]:
+    """The files that neither go along nor have a counterpart in the output, worth a word.
+
+    Args:
+        files: Names relative to the source, without its shards.
+    """
+    replaced = {CONFIG_FILE, MANIFEST_FILE, INDEX_FILE}
+    return tuple(
+        name
+        for name in files
+        if name not in replaced
+        and not _is_side_file(PurePosixPath(name))
+        and not _README.fullmatch(name.lower())
+    )
 
 
 def _is_side_file(path: PurePosixPath) -> bool:

@@ -6,11 +6,19 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from glmquant.errors import CheckpointError, StorageError, UsageError
+from glmquant.errors import CheckpointError, SourceChangedError, StorageError, UsageError
+from glmquant.storage import reading
+
+BLOCK_NBYTES: Final = 1 << 20
+"""Bytes read at once."""
+
+
+MAX_DEPTH: Final = 32
+"""Folders in folders; a checkpoint has one or two."""
 
 
 class FileStamp(NamedTuple):
@@ -53,26 +61,44 @@ class FolderSource:
         self._lock = threading.Lock()
 
     def list_files(self) -> dict[str, int]:
-        """Name → length of every file, subfolders included, hidden ones left out, sorted.
+        """Name → length of every file, in subfolders and behind links too, but no hidden ones.
 
         Raises:
-            CheckpointError: A name that is neither a file nor a folder (a dead link, a pipe).
+            CheckpointError: A name that is neither a file nor a folder (a dead link, a pipe), or
+                a link that leads back.
             StorageError: A folder cannot be read.
         """
-        return dict(sorted(self._walk(self.path, "")))
+        return dict(sorted(self._walk(self.path, "", (self.path.resolve(),))))
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-        with _storage_errors(folder):
+    def _walk(
+        self, folder: Path, prefix: str, above: tuple[Path, ...]
+    ) -> Iterator[tuple[str, int]]:
+        with reading(folder):
             entries = list(os.scandir(folder))
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(Path(entry.path), name + "/")
+            if not _is_text(name) or len(above) > MAX_DEPTH:
+                raise CheckpointError(
+                    "a file of the source has a name that cannot be written down",
+                    where=repr(name[-200:]),
+                    expected=f"UTF-8, at most {MAX_DEPTH} folders deep",
+                    found=f"{len(above)} folders deep" if _is_text(name) else "other bytes",
+                    hint="rename it or move it out of the folder",
+                )
+            if entry.is_dir():
+                inner = Path(entry.path).resolve()
+                if inner in above:
+                    raise CheckpointError(
+                        "a link in the source leads back to a folder that holds it",
+                        where=entry.path,
+                        expected="files and folders",
+                        found=f"a link to {inner}",
+                        hint="remove the link",
+                    )
+                yield from self._walk(Path(entry.path), name + "/", (*above, inner))
                 continue
-            if entry.is_symlink() and entry.is_dir():
-                continue  # a linked folder may lead anywhere, back to its parent too
             try:
                 found = entry.stat()
             except OSError as error:
@@ -99,9 +125,7 @@ class FolderSource:
         Raises:
             StorageError: It cannot be looked at.
         """
-        with _storage_errors(self.path / file):
-            found = (self.path / file).stat()
-        return FileStamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return file_stamp(self.path / file)
 
     def read(self, file: str, offset: int, nbytes: int) -> bytes:
         """``nbytes`` bytes of a file from ``offset`` on.
@@ -125,7 +149,7 @@ class FolderSource:
             StorageError: The file ends before that, or cannot be read.
         """
         done = 0
-        with _storage_errors(self.path / file):
+        with reading(self.path / file):
             descriptor = self._descriptor(file)
             while done < len(buffer):
                 count = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -139,6 +163,18 @@ class FolderSource:
                     )
                 done += count
 
+    def blocks(self, file: str, offset: int, nbytes: int) -> Iterator[memoryview]:
+        """A range of a file, block by block; each block is overwritten by the next.
+
+        Raises:
+            StorageError: The file ends before that, or cannot be read.
+        """
+        buffer = memoryview(bytearray(min(BLOCK_NBYTES, nbytes)))
+        for position in range(0, nbytes, BLOCK_NBYTES):
+            view = buffer[: min(BLOCK_NBYTES, nbytes - position)]
+            self.read_into(file, offset + position, view)
+            yield view
+
     def _descriptor(self, file: str) -> int:
         with self._lock:
             descriptor = self._descriptors.get(file)
@@ -146,6 +182,16 @@ class FolderSource:
                 descriptor = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC)
                 self._descriptors[file] = descriptor
             return descriptor
+
+    def require_readable(self, file: str) -> None:
+        """Fail now where a file could not be read later.
+
+        Raises:
+            StorageError: It cannot be opened.
+        """
+        with reading(self.path / file):
+            self._descriptor(file)
+        self.release(file)
 
     def release(self, file: str) -> None:
         """Close a file that will not be read again soon."""
@@ -155,15 +201,41 @@ class FolderSource:
             os.close(descriptor)
 
 
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def _is_text(name: str) -> bool:
     try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            "a file of the source cannot be read",
-            where=str(path),
-            expected="a readable file",
-            found=error.strerror or str(error),
-            hint="check the file, its mode and the disk, then run the command again",
-        ) from error
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Length and times of a file now.
+
+    Raises:
+        StorageError: It cannot be looked at.
+    """
+    with reading(path):
+        found = path.stat()
+    return FileStamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def was_rewritten(before: FileStamp, now: FileStamp) -> bool:
+    """Whether length or modification time differ; a chmod or a new hard link is no rewrite."""
+    return (before.nbytes, before.mtime_ns) != (now.nbytes, now.mtime_ns)
+
+
+def source_changed(file: str, before: FileStamp, now: FileStamp) -> SourceChangedError:
+    """The error for a source shard that is not what it was."""
+    return SourceChangedError(
+        "the source changed since the run began",
+        where=file,
+        expected=_stamp_text(before),
+        found=_stamp_text(now) if was_rewritten(before, now) else "other contents",
+        hint="leave the source alone while it is read; start over with --overwrite",
+    )
+
+
+def _stamp_text(stamp: FileStamp) -> str:
+    written = datetime.fromtimestamp(stamp.mtime_ns / 1e9, timezone.utc)
+    return f"{stamp.nbytes} bytes, written {written:%Y-%m-%d %H:%M:%S.%f} UTC"

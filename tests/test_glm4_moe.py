@@ -76,7 +76,8 @@ def test_the_expected_tensors_are_those_of_a_checkpoint_and_copies_are_optional(
         for name, dtype, shape in tensor_list(fields, mtp_copies=layout.startswith("4.5"))
     }
     last = fields["num_hidden_layers"]
-    optional = {"lm_head.weight"} if fields["tie_word_embeddings"] else set()
+    assert ("lm_head.weight" in expected) is not fields["tie_word_embeddings"]
+    optional: set[str] = set()
     for layer in range(last, last + mtp_count):
         optional |= set(optional_mtp_weights(layer))
     assert {name for name, tensor in expected.items() if not tensor.is_required} == optional
