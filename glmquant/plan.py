@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,16 +22,21 @@ from glmquant.description import (
     embedded_config,
     encode_description,
 )
-from glmquant.errors import NoMtpError, RecipeError
+from glmquant.errors import CheckpointError, NoMtpError, RecipeError
 from glmquant.glm4_moe import CONFIG_FILE, Role, mtp_layers, optional_mtp_weights
 from glmquant.header import build_header
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.jsontext import dump_object, parse_object
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.recipe import Recipe
+from glmquant.reconcile import listing
 from glmquant.schemes import OutputTensor, Scheme, output_tensors
-from glmquant.sidefiles import side_files
+from glmquant.sidefiles import left_behind, side_files
+from glmquant.source import FileStamp
 from glmquant.tensors import TensorRef
+
+MAX_NAME_NBYTES: Final = 255 - len(".json.part")
+"""Linux file systems take names of 255 bytes."""
 
 _NUMBERED: Final = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
@@ -60,6 +65,7 @@ class ShardPlan:
     Attributes:
         file: Name of the output.
         source_file: Name of the source's shard.
+        source_stamp: Length and times of that shard when its header was read.
         header: The first bytes of the output.
         nbytes: Length of the output.
         steps: What fills it, in order of the source's bytes.
@@ -67,6 +73,7 @@ class ShardPlan:
 
     file: str
     source_file: str
+    source_stamp: FileStamp
     header: bytes
     nbytes: int
     steps: tuple[Step, ...]
@@ -85,18 +92,23 @@ class Plan:
         shards: The weight files, in the order they are written.
         side_files: Name → length of the files copied as they are.
         small_files: Name → bytes of index, description and config.json, in the order written.
+        source_config_xxh3: xxh3-128 of the source's config.json, hexadecimal.
         recipe: The recipe.
         mtp_count: MTP layers in the output.
         notes: What the user should know, a sentence each.
-        digest: xxh3-128 of everything that decides the output, hexadecimal.
+        settings: What was asked for, for the words in which two plans are told apart.
+        digest: xxh3-128 of all that decides the weight files and the small files, hexadecimal. Side
+            files do not count: they are copied at the end, as they then are.
     """
 
     shards: tuple[ShardPlan, ...]
     side_files: dict[str, int]
     small_files: dict[str, bytes]
+    source_config_xxh3: str
     recipe: Recipe
     mtp_count: int
     notes: tuple[str, ...]
+    settings: dict[str, Any]
     digest: str
 
     @property
@@ -188,28 +200,55 @@ def make_plan(
         INDEX_FILE: _index_data(shards),
         CONFIG_FILE: config,
     }
+    _require_short_names([*names.values(), *side_files(checkpoint.other_files)])
     copied = {name: checkpoint.other_files[name] for name in side_files(checkpoint.other_files)}
-    notes = list(checkpoint.notes)
-    if checkpoint.mtp_count and not add_mtp:
-        notes.append(
-            "the MTP layer is left out: the output cannot decode speculatively (--add-mtp keeps it)"
-        )
-    elif not checkpoint.mtp_count:
-        notes.append("the source has no MTP layer: the output cannot decode speculatively")
-    left_out = sorted(
-        checkpoint.other_files.keys() - copied.keys() - {CONFIG_FILE, INDEX_FILE, "README.md"}
-    )
-    if left_out:
-        notes.append(f"left out, weights of other kinds or checksums: {', '.join(left_out[:5])}")
+    settings = {
+        "glmquant": __version__,
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.digest(),
+        "add_mtp": add_mtp,
+        "embed_quant_config": embed_quant_config,
+    }
     return Plan(
         shards=shards,
         side_files=copied,
         small_files=small_files,
+        source_config_xxh3=xxhash.xxh3_128(checkpoint.config_data).hexdigest(),
         recipe=recipe,
         mtp_count=mtp_count,
-        notes=tuple(notes),
-        digest=_digest(shards, small_files, copied, recipe),
+        notes=(*checkpoint.notes, *_notes(checkpoint, mtp_count, copied)),
+        settings=settings,
+        digest=_digest(shards, small_files, settings),
     )
+
+
+def _require_short_names(names: Iterable[str]) -> None:
+    """A file is written as ``NAME.part``, and a shard is noted in ``NAME.json.part``."""
+    for name in names:
+        nbytes = max(len(part.encode()) for part in name.split("/"))
+        if nbytes > MAX_NAME_NBYTES:
+            raise CheckpointError(
+                "a file of the source has too long a name",
+                where=name,
+                expected=f"at most {MAX_NAME_NBYTES} bytes",
+                found=f"{nbytes} bytes",
+                hint="rename the file, in the index too",
+            )
+
+
+def _notes(checkpoint: Checkpoint, mtp_count: int, copied: dict[str, int]) -> Iterator[str]:
+    announced = checkpoint.config.num_nextn_predict_layers
+    if not checkpoint.mtp_count:
+        why = f"though config.json announces {announced}" if announced else "nor announces one"
+        yield f"the source has no MTP layer, {why}: the output cannot decode speculatively"
+    elif not mtp_count:
+        yield (
+            "the MTP layer is left out (--add-mtp keeps it): the output cannot decode speculatively"
+        )
+    elif announced is None:
+        yield f"config.json does not count MTP layers: the weights hold {mtp_count}"
+    if left := left_behind(checkpoint.other_files):
+        yield f"left out, other weights or checksums: {listing(left, limit=5)}"
 
 
 def _schemes_by_role(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, Scheme]:
@@ -218,13 +257,13 @@ def _schemes_by_role(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, Schem
         if tensor.role not in schemes:
             scheme = recipe.scheme_of(tensor.role)
             if scheme is None:
+                unruled = [role.value for role in Role if recipe.scheme_of(role) is None]
                 raise RecipeError(
                     "a tensor has no rule",
                     where=f"recipe {recipe.name}: {name}",
-                    expected=f"a rule for the role {tensor.role.value}",
-                    found="rules for "
-                    + ", ".join(r.value for rule in recipe.rules for r in rule.roles),
-                    hint=f"add {tensor.role.value} to a rule",
+                    expected=f"rules for {', '.join(unruled)}, too",
+                    found=f"none for {tensor.role.value}",
+                    hint="add them to a rule: nothing is left out in silence",
                 )
             schemes[tensor.role] = scheme
     return schemes
@@ -242,7 +281,8 @@ def _output_names(kept: list[str], all_shards: list[str]) -> dict[str, str]:
         if len(left) < len(members):
             for number, name in enumerate(left, start=1):
                 names[name] = f"{prefix}-{number:05d}-of-{len(left):05d}.safetensors"
-    return names
+    # Two series of one prefix could meet in a name; then all names stay.
+    return names if len(set(names.values())) == len(names) else {name: name for name in kept}
 
 
 def _plan_shard(
@@ -264,7 +304,7 @@ def _plan_shard(
         for ref, role, scheme, outputs in made
     )
     nbytes = len(header) + sum(ref.nbytes for ref in placed)
-    return ShardPlan(file, source_file, header, nbytes, steps)
+    return ShardPlan(file, source_file, checkpoint.stamps[source_file], header, nbytes, steps)
 
 
 def _outputs(shards: Iterable[ShardPlan]) -> Iterable[tuple[Step, TensorRef]]:
@@ -309,17 +349,14 @@ def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | No
 
 
 def _digest(
-    shards: tuple[ShardPlan, ...],
-    small_files: dict[str, bytes],
-    copied: dict[str, int],
-    recipe: Recipe,
+    shards: tuple[ShardPlan, ...], small_files: dict[str, bytes], settings: dict[str, Any]
 ) -> str:
     digest = xxhash.xxh3_128()
 
     def add(value: object) -> None:
         digest.update(json.dumps(value).encode() + b"\n")
 
-    add([__version__, recipe.digest(), copied])
+    add(settings)
     for shard in shards:
         add([shard.file, shard.source_file, shard.nbytes])
         digest.update(shard.header)

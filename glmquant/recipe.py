@@ -70,6 +70,22 @@ def list_recipes() -> list[Recipe]:
     return sorted(recipes, key=lambda recipe: recipe.name != DEFAULT_RECIPE)
 
 
+_EXPECTED: Final = {
+    "missing": "this key",
+    "extra_forbidden": "no such key; name, summary and rules, or roles and scheme",
+    "model_type": "keys and values",
+    "tuple_type": "a list",
+    "string_type": "a text",
+    "too_short": "at least one",
+}
+"""What pydantic's kinds of mistakes ask for, in words for who writes YAML."""
+
+
+def default_recipe() -> Recipe:
+    """The recipe that is meant where none is named, whatever files lie about."""
+    return load_recipe(str(recipe_dir() / f"{DEFAULT_RECIPE}.yaml"))
+
+
 def recipe_path(name: str) -> Path:
     """The file of a recipe named by path or by name; an existing file beats a name.
 
@@ -127,7 +143,9 @@ def load_recipe(name: str) -> Recipe:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise _mistake(path, tree, first["loc"], first["msg"], first["input"]) from error
+        expected = _EXPECTED.get(first["type"], first["msg"])
+        found = "no such key" if first["type"] == "missing" else first["input"]
+        raise _mistake(path, tree, first["loc"], expected, found) from error
     for number, rule in enumerate(recipe.rules):
         refused = [role for role in rule.roles if role not in QUANTIZABLE_ROLES]
         if rule.scheme is not Scheme.FLOAT and refused:
