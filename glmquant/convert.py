@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -21,12 +22,10 @@ from glmquant.kernels import definition, fast
 from glmquant.manifest import TensorRecord
 from glmquant.plan import Step
 from glmquant.schemes import Scheme
-from glmquant.source import FolderSource
+from glmquant.source import BLOCK_NBYTES, FolderSource, source_changed, was_rewritten
+from glmquant.storage import writing
 from glmquant.tensors import TensorRef
 from glmquant.writer import PartFile
-
-BLOCK_NBYTES: Final = 1 << 20
-"""Bytes of source read at once; a row longer than that is read whole, since its scale needs it."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error: another worker failed, or the user stopped us
@@ -67,7 +66,10 @@ class Conversion:
         return self._quantize()
 
     def _blocks(self, rows: int, columns: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """First row and ``[rows, columns]`` bits of each block, checked; one buffer for all."""
+        """First row and ``[rows, columns]`` bits of each block, checked; one buffer for all.
+
+        A row longer than a block is read whole, since its scale needs all of it.
+        """
         ref = self.step.source
         dtype = definition.bits_dtype(ref.dtype)
         row_nbytes = columns * dtype.itemsize
@@ -128,6 +130,41 @@ class Conversion:
             for output, digest in zip(self.step.outputs, digests, strict=True)
         )
         return [replace(first, sqnr_db=sqnr_db, max_error=max_error), *others]
+
+
+def copy_file(source: FolderSource, name: str, path: Path, advance: Callable[[int], None]) -> str:
+    """Copy a side file, whole or not at all.
+
+    Args:
+        source: Where it is read.
+        name: Its name there.
+        path: Where it goes; the folder is made if need be.
+        advance: Told how many bytes were read.
+
+    Returns:
+        xxh3-128 of its bytes, hexadecimal.
+
+    Raises:
+        SourceChangedError: It was written to while it was copied.
+        StorageError: The disk refuses.
+    """
+    digest = xxhash.xxh3_128()
+    offset = 0
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    before = source.stamp(name)
+    with PartFile(path, before.nbytes) as part:
+        for block in source.blocks(name, 0, before.nbytes):
+            digest.update(block)
+            part.write(offset, block)
+            offset += len(block)
+            advance(len(block))
+        source.release(name)
+        now = source.stamp(name)
+        if was_rewritten(before, now):
+            raise source_changed(name, before, now)
+        part.commit()
+    return digest.hexdigest()
 
 
 class _Errors:

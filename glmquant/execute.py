@@ -9,54 +9,28 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import xxhash
-
 from glmquant import __version__
-from glmquant.convert import Conversion
-from glmquant.errors import NonFiniteError
-from glmquant.glm4_moe import CONFIG_FILE
-from glmquant.journal import FinishedShard, Journal, remove_journal
+from glmquant.convert import Conversion, copy_file
+from glmquant.errors import GlmquantError, NonFiniteError, SourceChangedError, StorageError
+from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal, remove_journal
+from glmquant.kernels import fast
 from glmquant.manifest import ARITHMETIC, MANIFEST_FILE, TensorRecord, encode_manifest
+from glmquant.observer import Observer
+from glmquant.ownership import clear_target
 from glmquant.plan import Plan, ShardPlan
-from glmquant.resume import (
-    begin_or_resume,
-    confirm_finished,
-    digest_of_digests,
-    source_changed,
-    was_rewritten,
-)
-from glmquant.source import FileStamp, FolderSource
-from glmquant.target import (
-    TargetState,
-    clear_target,
-    examine_target,
-    listed_files,
-    locked_folder,
-    refuse_overlap,
-    require_room,
-)
-from glmquant.writer import PartFile, storage_errors, write_file
+from glmquant.resume import begin_or_resume, confirm_finished, digest_of_digests
+from glmquant.source import FolderSource, file_stamp, source_changed, was_rewritten
+from glmquant.storage import writing
+from glmquant.target import TargetState, admit, locked_folder, refuse_overlap
+from glmquant.writer import PartFile, remove_parts, write_file
 
 SHARDS_IN_FLIGHT: Final = 2
 """The next shard begins while the last tensors of one are made and its bytes made durable."""
-
-
-class Observer:
-    """Told of a run's progress. Does nothing; a user interface overrides what it shows."""
-
-    def start(self, done_nbytes: int, total_nbytes: int) -> None:
-        """A run begins, or goes on: source bytes done before, and in all."""
-
-    def advance(self, nbytes: int) -> None:
-        """More source bytes were read. Called from several threads."""
-
-    def finish_shard(self, file: str, nbytes: int) -> None:
-        """An output shard is whole and durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +79,29 @@ def execute(
     observer = observer or Observer()
     refuse_overlap(source.path, target_dir)
     if not target_dir.exists():
-        require_room(target_dir, plan, (), set())
+        admit(plan, target_dir, overwrite)  # before the folder is made
     with locked_folder(target_dir):
-        if overwrite:
-            require_room(target_dir, plan, (), set(listed_files(target_dir)))
-            clear_target(target_dir, plan)
-        elif examine_target(target_dir, plan) is TargetState.FINISHED:
-            manifest, records = confirm_finished(plan, source, target_dir)
+        if admit(plan, target_dir, overwrite) is TargetState.FINISHED:
+            manifest, records = confirm_finished(plan, source, target_dir, observer)
             remove_journal(target_dir)  # a kill may have come between the two last steps
             return Outcome(True, records, manifest)
-        journal = begin_or_resume(plan, source, target_dir)
-        require_room(target_dir, plan, journal.finished, set())
+        for name in plan.side_files:
+            source.require_readable(name)
+        if overwrite:
+            journal = _begin_over(plan, source, target_dir, observer)
+        else:
+            journal = begin_or_resume(plan, source, target_dir, observer)
+        fast.prepare()
         return _run(plan, source, journal, workers, observer)
+
+
+def _begin_over(plan: Plan, source: FolderSource, target_dir: Path, observer: Observer) -> Journal:
+    """Go on with an interrupted run of this plan if that can be; else remove what we wrote."""
+    if is_unfinished(target_dir) and load_journal(target_dir).plan_digest == plan.digest:
+        with suppress(SourceChangedError):
+            return begin_or_resume(plan, source, target_dir, observer)
+    clear_target(target_dir, plan)
+    return begin_or_resume(plan, source, target_dir, observer)
 
 
 @dataclass(slots=True)
@@ -124,7 +109,6 @@ class _ShardRun:
     """A shard whose tensors are being made."""
 
     plan: ShardPlan
-    stamp: FileStamp
     part: PartFile
     futures: list[Future[list[TensorRecord]]] = field(default_factory=list)
 
@@ -134,14 +118,20 @@ def _run(
 ) -> Outcome:
     pending = [shard for shard in plan.shards if shard.file not in journal.finished]
     done_nbytes = plan.source_nbytes - sum(shard.source_nbytes for shard in pending)
-    observer.start(done_nbytes, plan.source_nbytes)
-    journal.save()
+    observer.start("quantize", done_nbytes, plan.source_nbytes + sum(plan.side_files.values()))
     try:
+        journal.save()
+        if pending:  # a shard of a run that had come to its end is gone: nothing may load
+            for name in reversed(plan.small_files):
+                with writing(journal.target_dir / name):
+                    (journal.target_dir / name).unlink(missing_ok=True)
         _write_shards(pending, source, journal, workers, observer)
-        return _finish(plan, source, journal)
+        return _finish(plan, source, journal, observer)
     except BaseException:
-        if journal.finished:
-            journal.save()
+        remove_parts(journal.target_dir, plan.files)
+        if any((journal.target_dir / shard.file).exists() for shard in plan.shards):
+            with suppress(GlmquantError):  # what failed first is what the user has to hear of
+                journal.save()
         else:
             remove_journal(journal.target_dir)
         raise
@@ -163,14 +153,26 @@ def _write_shards(
             if len(running) == SHARDS_IN_FLIGHT:
                 _commit(running, source, journal, observer)
             part = PartFile(journal.target_dir / shard.file, shard.nbytes)
-            run = _ShardRun(shard, source.stamp(shard.source_file), part)
+            run = _ShardRun(shard, part)
             running.append(run)
             part.write(0, shard.header)
             for step in shard.steps:
                 conversion = Conversion(step, source, part, stop, observer.advance)
-                run.futures.append(pool.submit(conversion.run))
+                run.futures.append(_submit(pool, conversion))
         while running:
             _commit(running, source, journal, observer)
+
+
+def _submit(pool: ThreadPoolExecutor, conversion: Conversion) -> Future[list[TensorRecord]]:
+    try:
+        return pool.submit(conversion.run)
+    except RuntimeError as error:
+        raise StorageError(
+            "the system gives no more threads",
+            expected="one thread a worker",
+            found=str(error),
+            hint="run the same command with fewer --workers",
+        ) from error
 
 
 def _abort(running: deque[_ShardRun], pool: ThreadPoolExecutor, stop: threading.Event) -> None:
@@ -195,29 +197,32 @@ def _commit(
         journal.sources[run.plan.source_file] = None  # refused: it may be replaced and tried again
         raise
     now = source.stamp(run.plan.source_file)
-    if was_rewritten(run.stamp, now):
-        raise source_changed(run.plan.source_file, run.stamp, now)
+    if was_rewritten(run.plan.source_stamp, now):
+        raise source_changed(run.plan.source_file, run.plan.source_stamp, now)
     run.part.commit()
     source.release(run.plan.source_file)
     digest_by_source = {record.source: record.source_xxh3 for record in records}
-    digest = digest_of_digests(digest_by_source[step.source.name] for step in run.plan.steps)
-    shard = FinishedShard(run.plan.nbytes, now, digest, tuple(records))
+    shard = FinishedShard(
+        file_stamp(run.part.path),
+        run.plan.source_stamp,
+        digest_of_digests(digest_by_source[step.source.name] for step in run.plan.steps),
+        tuple(records),
+    )
     journal.finish_shard(run.plan.file, shard)
     running.popleft()
     observer.finish_shard(run.plan.file, run.plan.nbytes)
 
 
-def _finish(plan: Plan, source: FolderSource, journal: Journal) -> Outcome:
+def _finish(plan: Plan, source: FolderSource, journal: Journal, observer: Observer) -> Outcome:
     """Side files, manifest, description, index and, last of all, config.json."""
     target_dir = journal.target_dir
-    side_digests = {}
-    for name, nbytes in plan.side_files.items():
-        data = source.read(name, 0, nbytes)
-        source.release(name)
-        with storage_errors(target_dir / name):
-            (target_dir / name).parent.mkdir(parents=True, exist_ok=True)
-        write_file(target_dir / name, data)
-        side_digests[name] = xxhash.xxh3_128(data).hexdigest()
+    for name in set(journal.files) - set(plan.files):  # side files that the source has no more
+        with writing(target_dir / name):
+            (target_dir / name).unlink(missing_ok=True)
+    side_digests = {
+        name: copy_file(source, name, target_dir / name, observer.advance)
+        for name in plan.side_files
+    }
     records = sorted(
         (record for shard in plan.shards for record in journal.finished[shard.file].records),
         key=lambda record: record.name,
@@ -225,20 +230,15 @@ def _finish(plan: Plan, source: FolderSource, journal: Journal) -> Outcome:
     manifest: dict[str, Any] = {
         "tool": {"name": "glmquant", "version": __version__},
         "plan": plan.digest,
-        "recipe": {
-            "name": plan.recipe.name,
-            "sha256": plan.recipe.digest(),
-            "rules": [rule.model_dump(mode="json") for rule in plan.recipe.rules],
-        },
+        "settings": plan.settings,
+        "rules": [rule.model_dump(mode="json") for rule in plan.recipe.rules],
         "arithmetic": ARITHMETIC,
         "mtp_layers": plan.mtp_count,
         "source": {
-            "config_xxh3_128": xxhash.xxh3_128(
-                source.read(CONFIG_FILE, 0, source.stamp(CONFIG_FILE).nbytes)
-            ).hexdigest(),
+            "config_xxh3_128": plan.source_config_xxh3,
             "shards": {
                 shard.source_file: {
-                    "nbytes": journal.finished[shard.file].source.nbytes,
+                    "nbytes": shard.source_stamp.nbytes,
                     "xxh3_128": journal.finished[shard.file].source_xxh3,
                 }
                 for shard in plan.shards

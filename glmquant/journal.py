@@ -8,7 +8,6 @@ none is ever torn.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from glmquant.errors import JsonError, StorageError, TargetError
 from glmquant.jsontext import dump_object, parse_object
 from glmquant.manifest import TensorRecord, record_from_json
 from glmquant.source import FileStamp
-from glmquant.writer import PART_SUFFIX, storage_errors, write_file
+from glmquant.storage import reading, writing
+from glmquant.writer import PART_SUFFIX, write_file
 
 STATE_DIR: Final = ".glmquant"
 _JOURNAL: Final = "journal.json"
@@ -31,13 +31,13 @@ class FinishedShard:
     """What the journal says of an output shard that is done.
 
     Attributes:
-        nbytes: Its length.
+        output: Its own stamp once it was in place.
         source: Stamp of the source shard when it was read.
         source_xxh3: xxh3-128 over the digests of the source tensors that were read.
         records: Its tensors.
     """
 
-    nbytes: int
+    output: FileStamp
     source: FileStamp
     source_xxh3: str
     records: tuple[TensorRecord, ...]
@@ -50,6 +50,7 @@ class Journal:
     Attributes:
         target_dir: The folder being written.
         plan_digest: Digest of its plan.
+        settings: What was asked for.
         files: Every file that the run writes, for ``--overwrite``.
         sources: Source shard → its stamp, or None where a shard was refused and may be replaced.
         finished: Output shard → what is known of it.
@@ -57,6 +58,7 @@ class Journal:
 
     target_dir: Path
     plan_digest: str
+    settings: dict[str, Any]
     files: tuple[str, ...]
     sources: dict[str, FileStamp | None]
     finished: dict[str, FinishedShard] = field(default_factory=dict)
@@ -73,10 +75,11 @@ class Journal:
             DiskSpaceError: No room.
             StorageError: The disk refuses.
         """
-        with storage_errors(self.folder):
+        with writing(self.folder):
             (self.folder / _SHARDS).mkdir(parents=True, exist_ok=True)
         fields: dict[str, Any] = {
             "plan": self.plan_digest,
+            "settings": self.settings,
             "files": list(self.files),
             "sources": {file: stamp and stamp._asdict() for file, stamp in self.sources.items()},
         }
@@ -90,7 +93,7 @@ class Journal:
             StorageError: The disk refuses.
         """
         fields = {
-            "nbytes": shard.nbytes,
+            "output": shard.output._asdict(),
             "source": shard.source._asdict(),
             "source_xxh3_128": shard.source_xxh3,
             "tensors": {record.name: record.as_json() for record in shard.records},
@@ -106,12 +109,15 @@ def remove_journal(target_dir: Path) -> None:
         StorageError: The disk refuses.
     """
     folder = target_dir / STATE_DIR
-    with storage_errors(folder):
+    with writing(folder):
         (folder / _JOURNAL).unlink(missing_ok=True)
         (folder / f"{_JOURNAL}{PART_SUFFIX}").unlink(missing_ok=True)
-        shutil.rmtree(folder / _SHARDS, ignore_errors=True)
-    with suppress(OSError):
-        folder.rmdir()
+        for pattern in ("*.json", f"*.json{PART_SUFFIX}"):
+            for note in (folder / _SHARDS).glob(pattern):
+                note.unlink(missing_ok=True)
+    for emptied in (folder / _SHARDS, folder):
+        with suppress(OSError):
+            emptied.rmdir()
 
 
 def is_unfinished(target_dir: Path) -> bool:
@@ -134,18 +140,19 @@ def load_journal(target_dir: Path) -> Journal:
     """
     folder = target_dir / STATE_DIR
     try:
-        with storage_errors(folder):
+        with reading(folder):
             fields = parse_object((folder / _JOURNAL).read_bytes(), _JOURNAL)
         journal = Journal(
             target_dir,
             _checked(fields["plan"], str),
+            _checked(fields["settings"], dict),
             tuple(_checked(name, str) for name in _checked(fields["files"], list)),
             {
-                file: stamp and FileStamp(**stamp)
+                file: None if stamp is None else FileStamp(**stamp)
                 for file, stamp in _checked(fields["sources"], dict).items()
             },
         )
-    except (JsonError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, JsonError, KeyError, TypeError, ValueError) as error:
         raise TargetError(
             "the journal of an unfinished run cannot be understood",
             where=str(folder / _JOURNAL),
@@ -154,7 +161,7 @@ def load_journal(target_dir: Path) -> Journal:
             hint=f"remove {target_dir} and start again",
         ) from error
     for path in _shard_notes(folder):
-        with suppress(JsonError, KeyError, TypeError, ValueError, StorageError):
+        with suppress(AttributeError, JsonError, KeyError, TypeError, ValueError, StorageError):
             journal.finished[path.name.removesuffix(".json")] = _load_shard(path)
     return journal
 
@@ -170,11 +177,11 @@ def _checked(value: Any, kind: type) -> Any:
 
 
 def _load_shard(path: Path) -> FinishedShard:
-    with storage_errors(path):
+    with reading(path):
         fields = parse_object(path.read_bytes(), path.name)
     return FinishedShard(
-        fields["nbytes"],
+        FileStamp(**fields["output"]),
         FileStamp(**fields["source"]),
-        fields["source_xxh3_128"],
+        _checked(fields["source_xxh3_128"], str),
         tuple(record_from_json(name, entry) for name, entry in fields["tensors"].items()),
     )

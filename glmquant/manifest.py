@@ -75,6 +75,9 @@ def record_from_json(name: str, entry: Any) -> TensorRecord:
             entry.get("max_error"),
         )
         bytes.fromhex(record.source_xxh3 + record.xxh3)
+        for figure in (record.sqnr_db, record.max_error):
+            if not isinstance(figure, (float, int, type(None))):
+                raise TypeError(f"a number expected, {figure!r} found")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise JsonError(
             "a tensor's record cannot be understood",

@@ -1,33 +1,40 @@
-"""Whether a run may go on, or is done: the source is still the one it began with.
+"""Whether a run may go on, or is done: the source and the output are still what they were.
 
-Equal stamps are believed. Where a stamp differs, a shard that is done is read again and its digest
-compared; a shard that is not done has no digest yet, and a change of it is an error.
+Equal stamps are believed. Where a stamp differs, what is done is read again and compared with its
+digests; a source shard that is not done has no digest yet, and rewriting it is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from glmquant.convert import BLOCK_NBYTES
 from glmquant.errors import JsonError, SourceChangedError, TargetError
 from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal
 from glmquant.manifest import MANIFEST_FILE, TensorRecord, parse_manifest, record_from_json
-from glmquant.plan import Plan, ShardPlan
-from glmquant.source import FileStamp, FolderSource
-from glmquant.writer import storage_errors
+from glmquant.observer import Observer
+from glmquant.plan import Plan, ShardPlan, Step
+from glmquant.reconcile import listing
+from glmquant.source import FileStamp, FolderSource, file_stamp, source_changed, was_rewritten
+from glmquant.storage import reading
+
+SAMPLED_NBYTES = 32_000_000
+"""Larger tensors are left out of the sample that tells one model's weights from another's."""
 
 
-def begin_or_resume(plan: Plan, source: FolderSource, target_dir: Path) -> Journal:
-    """The journal to go on with: a new one, or the old one, whose source is checked.
+def begin_or_resume(
+    plan: Plan, source: FolderSource, target_dir: Path, observer: Observer
+) -> Journal:
+    """The journal to go on with: a new one, or the old one with what still holds.
 
     Args:
         plan: What is to be written.
         source: Where it is read.
         target_dir: A folder that is fresh or holds an unfinished run of the same plan.
+        observer: Told of files that are read again.
 
     Returns:
         The journal, with the shards that are done and need not be made again.
@@ -36,66 +43,121 @@ def begin_or_resume(plan: Plan, source: FolderSource, target_dir: Path) -> Journ
         SourceChangedError: A source shard is not what it was.
     """
     stamps: dict[str, FileStamp | None] = {
-        shard.source_file: source.stamp(shard.source_file) for shard in plan.shards
+        shard.source_file: shard.source_stamp for shard in plan.shards
     }
     if not is_unfinished(target_dir):
-        return Journal(target_dir, plan.digest, plan.files, stamps)
+        return Journal(target_dir, plan.digest, plan.settings, plan.files, stamps)
     journal = load_journal(target_dir)
+    to_compare: list[tuple[int, Callable[[], None]]] = []
+    kept = {}
     for shard in plan.shards:
         done = journal.finished.get(shard.file)
-        path = target_dir / shard.file
-        if done and not (path.is_file() and path.stat().st_size == done.nbytes == shard.nbytes):
-            del journal.finished[shard.file]
+        if done and not _fits(done, shard, target_dir):
             done = None
-        _require_same_source(shard, source, journal.sources.get(shard.source_file), done)
+        before = done.source if done else journal.sources.get(shard.source_file)
+        now = shard.source_stamp
+        if done:
+            kept[shard.file] = done
+            if before != now:
+                check = _SourceCheck(shard, done, source, observer)
+                to_compare.append((shard.source_nbytes, check))
+            if done.output != file_stamp(target_dir / shard.file):
+                output_check = _OutputCheck(shard, kept, target_dir, observer)
+                to_compare.append((shard.nbytes, output_check))
+        elif before is not None and was_rewritten(before, now):
+            raise source_changed(shard.source_file, before, now)
+    if to_compare:
+        observer.start("compare", 0, sum(nbytes for nbytes, _ in to_compare))
+    for _, check_again in to_compare:
+        check_again()
+    journal.finished = kept
     journal.sources = stamps
+    journal.files = tuple(dict.fromkeys((*plan.files, *journal.files)))
     return journal
 
 
-def _require_same_source(
-    shard: ShardPlan, source: FolderSource, recorded: FileStamp | None, done: FinishedShard | None
-) -> None:
-    now = source.stamp(shard.source_file)
-    before = done.source if done else recorded
-    if before is None or before == now:
-        return
-    if done is not None and before.nbytes == now.nbytes:
-        if digest_of_digests(_source_digests(shard, source)) == done.source_xxh3:
-            return
-    elif not was_rewritten(before, now):
-        return
-    raise source_changed(shard.source_file, before, now)
+def _fits(done: FinishedShard, shard: ShardPlan, target_dir: Path) -> bool:
+    """Whether the note tells of this shard, and a file of its length is there."""
+    told = {(record.name, record.source) for record in done.records}
+    planned = {(output.name, step.source.name) for step in shard.steps for output in step.outputs}
+    path = target_dir / shard.file
+    return told == planned and path.is_file() and file_stamp(path).nbytes == shard.nbytes
 
 
-def was_rewritten(before: FileStamp, now: FileStamp) -> bool:
-    """Whether length or modification time differ; a chmod or a new hard link is no rewrite."""
-    return (before.nbytes, before.mtime_ns) != (now.nbytes, now.mtime_ns)
+class _SourceCheck:
+    """Reads a touched source shard again; other contents are an error."""
+
+    def __init__(
+        self, shard: ShardPlan, done: FinishedShard, source: FolderSource, observer: Observer
+    ) -> None:
+        self._shard, self._done, self._source, self._observer = shard, done, source, observer
+
+    def __call__(self) -> None:
+        shard = self._shard
+        is_same_length = self._done.source.nbytes == shard.source_stamp.nbytes
+        digests = _source_digests(shard.steps, self._source, self._observer)
+        if not is_same_length or digest_of_digests(digests) != self._done.source_xxh3:
+            raise source_changed(shard.source_file, self._done.source, shard.source_stamp)
 
 
-def source_changed(file: str, before: FileStamp, now: FileStamp) -> SourceChangedError:
-    """The error for a source shard that is not what it was."""
-    return SourceChangedError(
-        "the source changed since the run began",
-        where=file,
-        expected=f"{before.nbytes} bytes, written at {before.mtime_ns} ns",
-        found=f"{now.nbytes} bytes, written at {now.mtime_ns} ns"
-        if was_rewritten(before, now)
-        else "other contents",
-        hint="start over with --overwrite",
-    )
+class _OutputCheck:
+    """Reads a touched output shard again; one with other contents is made anew."""
+
+    def __init__(
+        self,
+        shard: ShardPlan,
+        kept: dict[str, FinishedShard],
+        target_dir: Path,
+        observer: Observer,
+    ) -> None:
+        self._shard, self._kept, self._folder, self._observer = shard, kept, target_dir, observer
+
+    def __call__(self) -> None:
+        done = self._kept[self._shard.file]
+        if not output_is_whole(self._shard, done.records, self._folder, self._observer):
+            del self._kept[self._shard.file]
 
 
-def _source_digests(shard: ShardPlan, source: FolderSource) -> Iterator[str]:
-    """xxh3-128 of each source tensor of a shard, read anew."""
-    buffer = memoryview(bytearray(BLOCK_NBYTES))
-    for step in shard.steps:
-        digest = xxhash.xxh3_128()
-        for offset in range(0, step.source.nbytes, BLOCK_NBYTES):
-            view = buffer[: min(BLOCK_NBYTES, step.source.nbytes - offset)]
-            source.read_into(shard.source_file, step.source.offset + offset, view)
-            digest.update(view)
-        yield digest.hexdigest()
-    source.release(shard.source_file)
+def output_is_whole(
+    shard: ShardPlan, records: Iterable[TensorRecord], target_dir: Path, observer: Observer
+) -> bool:
+    """Whether an output shard holds the planned header and the recorded tensors.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    wanted = {record.name: record.xxh3 for record in records}
+    output = FolderSource(target_dir)
+    try:
+        if output.read(shard.file, 0, len(shard.header)) != shard.header:
+            return False
+        return all(
+            _digest_range(output, shard.file, ref.offset, ref.nbytes, observer) == wanted[ref.name]
+            for step in shard.steps
+            for ref in step.outputs
+        )
+    finally:
+        output.release(shard.file)
+
+
+def _source_digests(
+    steps: Iterable[Step], source: FolderSource, observer: Observer
+) -> Iterator[str]:
+    """xxh3-128 of source tensors, read anew."""
+    for step in steps:
+        ref = step.source
+        yield _digest_range(source, ref.file, ref.offset, ref.nbytes, observer)
+        source.release(ref.file)
+
+
+def _digest_range(
+    source: FolderSource, file: str, offset: int, nbytes: int, observer: Observer
+) -> str:
+    digest = xxhash.xxh3_128()
+    for block in source.blocks(file, offset, nbytes):
+        digest.update(block)
+        observer.advance(len(block))
+    return digest.hexdigest()
 
 
 def digest_of_digests(digests: Iterable[str]) -> str:
@@ -107,59 +169,107 @@ def digest_of_digests(digests: Iterable[str]) -> str:
 
 
 def confirm_finished(
-    plan: Plan, source: FolderSource, target_dir: Path
+    plan: Plan, source: FolderSource, target_dir: Path, observer: Observer
 ) -> tuple[dict[str, Any], tuple[TensorRecord, ...]]:
-    """A finished target was made of these weights and side files.
+    """A finished target was made of these weights and side files, and is as it was written.
 
-    Source shards older than the manifest are believed; newer ones are read and compared.
+    Shards that are newer than the manifest, in the source or in the target, are read whole. Of
+    older ones the smallest tensor of each role is compared, which tells another model's weights; a
+    change that sets the clock back and leaves those alone is not seen.
 
     Args:
         plan: The plan that the target is finished by.
         source: Where it would be read.
         target_dir: The finished folder.
+        observer: Told of what is read again.
 
     Returns:
         The manifest and its records, sorted by name.
 
     Raises:
-        SourceChangedError: A shard or a side file holds something else by now.
-        TargetError: The manifest cannot be understood.
+        SourceChangedError: The source holds something else by now.
+        TargetError: A shard of the target does, or the manifest cannot be understood.
     """
     path = target_dir / MANIFEST_FILE
-    with storage_errors(path):
+    with reading(path):
         manifest = parse_manifest(path.read_bytes())
-        written_ns = path.stat().st_mtime_ns
+    written_ns = file_stamp(path).mtime_ns
     try:
         records = [record_from_json(name, entry) for name, entry in manifest["tensors"].items()]
-        digest_by_source = {record.source: record.source_xxh3 for record in records}
-        for shard in plan.shards:
-            stamp = source.stamp(shard.source_file)
-            if max(stamp.mtime_ns, stamp.ctime_ns) < written_ns:
-                continue
-            wanted = [digest_by_source[step.source.name] for step in shard.steps]
-            if list(_source_digests(shard, source)) != wanted:
-                raise _made_of_other(shard.source_file)
-        side_digests: dict[str, str] = manifest["side_files"]
-        for name, nbytes in plan.side_files.items():
-            if xxhash.xxh3_128(source.read(name, 0, nbytes)).hexdigest() != side_digests[name]:
-                raise _made_of_other(name)
-            source.release(name)
+        side_digests = {name: str(digest) for name, digest in manifest["side_files"].items()}
+        source_digests = {record.source: record.source_xxh3 for record in records}
+        outputs = {ref.name for shard in plan.shards for s in shard.steps for ref in s.outputs}
+        if {record.name for record in records} != outputs:
+            raise KeyError("tensors")
     except (AttributeError, JsonError, KeyError, TypeError) as error:
         raise TargetError(
             "the manifest of the target cannot be understood",
             where=str(path),
             expected="what glmquant wrote there",
-            found=f"{type(error).__name__}: {error}",
+            found=f"{type(error).__name__}: {error}".splitlines()[0],
             hint="make the target anew with --overwrite",
         ) from error
+    to_read: list[tuple[ShardPlan, list[Step]]] = []
+    for shard in plan.shards:
+        is_newer = max(shard.source_stamp.mtime_ns, shard.source_stamp.ctime_ns) >= written_ns
+        to_read.append((shard, list(shard.steps) if is_newer else _sample(shard)))
+    touched = [
+        shard for shard in plan.shards if max(file_stamp(target_dir / shard.file)[1:]) > written_ns
+    ]
+    total = sum(step.source.nbytes for _, steps in to_read for step in steps)
+    observer.start("compare", 0, total + sum(shard.nbytes for shard in touched))
+    for shard, steps in to_read:
+        wanted = [source_digests[step.source.name] for step in steps]
+        if list(_source_digests(steps, source, observer)) != wanted:
+            raise _made_of_other(shard.source_file)
+    for shard in touched:
+        if not output_is_whole(shard, records, target_dir, observer):
+            raise _damaged(target_dir / shard.file, "the bytes that were written")
+    _confirm_side_files(plan, source, target_dir, side_digests)
     return manifest, tuple(sorted(records, key=lambda record: record.name))
+
+
+def _sample(shard: ShardPlan) -> list[Step]:
+    """The smallest tensor of each role, large ones left out."""
+    smallest: dict[str, Step] = {}
+    for step in shard.steps:
+        held = smallest.get(step.role.value)
+        if step.source.nbytes <= SAMPLED_NBYTES and (
+            held is None or step.source.nbytes < held.source.nbytes
+        ):
+            smallest[step.role.value] = step
+    return list(smallest.values())
+
+
+def _confirm_side_files(
+    plan: Plan, source: FolderSource, target_dir: Path, side_digests: dict[str, str]
+) -> None:
+    if differing := sorted(side_digests.keys() ^ plan.side_files.keys()):
+        raise _made_of_other(listing(differing))
+    for name, nbytes in plan.side_files.items():
+        if _digest_range(source, name, 0, nbytes, Observer()) != side_digests[name]:
+            raise _made_of_other(name)
+        source.release(name)
+        copy = target_dir / name
+        if not copy.is_file() or file_stamp(copy).nbytes != nbytes:
+            raise _damaged(copy, f"{nbytes} bytes")
 
 
 def _made_of_other(file: str) -> SourceChangedError:
     return SourceChangedError(
-        "the source changed after the target was made",
+        "the target was made of another source",
         where=file,
         expected="what the target's manifest holds the digest of",
-        found="other contents",
+        found="other contents, or a file that only one of them has",
         hint="make the target anew with --overwrite, or name another one",
+    )
+
+
+def _damaged(path: Path, expected: str) -> TargetError:
+    return TargetError(
+        "the finished target is damaged",
+        where=str(path),
+        expected=expected,
+        found="no such file, or other contents",
+        hint="make it anew with --overwrite",
     )

@@ -10,13 +10,22 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from glmquant.errors import DiskSpaceError, JsonError, TargetError
-from glmquant.index import INDEX_FILE
-from glmquant.journal import STATE_DIR, is_unfinished, load_journal, remove_journal
-from glmquant.manifest import MANIFEST_FILE, parse_manifest
+from glmquant.errors import DiskSpaceError, TargetError
+from glmquant.journal import is_unfinished, load_journal
+from glmquant.manifest import MANIFEST_FILE
+from glmquant.ownership import (
+    entries,
+    is_behind_link,
+    listed_files,
+    manifest_fields,
+    not_ours,
+    refuse_blocking,
+)
 from glmquant.plan import Plan
-from glmquant.writer import PART_SUFFIX, storage_errors
+from glmquant.storage import writing
+from glmquant.writer import PART_SUFFIX
 
 
 class TargetState(Enum):
@@ -39,7 +48,22 @@ def refuse_overlap(source_dir: Path, target_dir: Path) -> None:
             "the target and the source overlap",
             where=str(target_dir),
             expected="a folder apart from the source",
-            found="the source itself" if source == target else f"{target} and {source}",
+            found="the source itself"
+            if source == target
+            else f"{target} is in {source}"
+            if source in target.parents
+            else f"{source} is in {target}",
+            hint="name another target",
+        )
+
+
+def _require_folder(target_dir: Path) -> None:
+    if target_dir.exists() and not target_dir.is_dir():
+        raise TargetError(
+            "the target is not a folder",
+            where=str(target_dir),
+            expected="a folder, or nothing",
+            found="a file",
             hint="name another target",
         )
 
@@ -52,16 +76,13 @@ def locked_folder(target_dir: Path) -> Iterator[None]:
         TargetError: Another run is writing there, or it is no folder.
         StorageError: It cannot be made.
     """
-    if target_dir.exists() and not target_dir.is_dir():
-        raise TargetError(
-            "the target is not a folder",
-            where=str(target_dir),
-            expected="a folder, or nothing",
-            found="a file",
-            hint="name another target",
-        )
-    with storage_errors(target_dir):
-        is_new = not target_dir.exists()
+    _require_folder(target_dir)
+    made = []
+    for folder in (target_dir, *target_dir.parents):
+        if folder.exists():
+            break
+        made.append(folder)
+    with writing(target_dir):
         target_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target_dir, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -80,86 +101,91 @@ def locked_folder(target_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-        if is_new:
-            with suppress(OSError):
-                target_dir.rmdir()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
-def examine_target(target_dir: Path, plan: Plan) -> TargetState:
-    """Whether the plan is to be begun, gone on with, or done already.
+def admit(plan: Plan, target_dir: Path, overwrite: bool) -> TargetState:
+    """Whether a plan may be written to a folder, without writing anything.
 
     Args:
-        target_dir: An existing folder.
         plan: What is to be written.
+        target_dir: The folder; it need not exist.
+        overwrite: An earlier output of ours will be removed first.
 
     Returns:
-        The state.
+        What is there; fresh where it is to be overwritten.
 
     Raises:
-        TargetError: The folder holds something else, or another plan's work.
+        TargetError: Something else is there, or the disk has too little room.
+        StorageError: The folder cannot be looked into.
     """
+    if not target_dir.exists():
+        _require_room(target_dir, plan, (), set())
+        return TargetState.FRESH
+    _require_folder(target_dir)
+    if overwrite:
+        refuse_blocking(target_dir, plan)
+        _require_room(target_dir, plan, (), set(listed_files(target_dir)))
+        return TargetState.FRESH
+    for name in plan.side_files:
+        if is_behind_link(target_dir, PurePosixPath(name)):
+            raise TargetError(
+                "a folder of the target is a link",
+                where=str(target_dir / name),
+                expected="a folder",
+                found="a link that leads elsewhere",
+                hint="remove the link",
+            )
+    state = _examine(target_dir, plan)
+    if state is not TargetState.FINISHED:
+        done = load_journal(target_dir).finished if state is TargetState.UNFINISHED else ()
+        _require_room(target_dir, plan, done, set())
+    return state
+
+
+def _examine(target_dir: Path, plan: Plan) -> TargetState:
     if is_unfinished(target_dir):
-        if load_journal(target_dir).plan_digest != plan.digest:
+        journal = load_journal(target_dir)
+        if journal.plan_digest != plan.digest:
             raise TargetError(
                 "the target holds an unfinished run of another plan",
                 where=str(target_dir),
-                expected=f"plan {plan.digest}",
-                found=f"plan {load_journal(target_dir).plan_digest}",
+                expected=_differences(plan.settings, journal.settings),
+                found=_differences(journal.settings, plan.settings),
                 hint="use the same source, options and version, or start over with --overwrite",
             )
         _refuse_strangers(target_dir, set(plan.files))
         return TargetState.UNFINISHED
     if (target_dir / MANIFEST_FILE).is_file():
-        found = _manifest_fields(target_dir).get("plan")
-        if found != plan.digest:
+        manifest = manifest_fields(target_dir)
+        if manifest.get("plan") != plan.digest:
+            settings = manifest.get("settings")
+            before = settings if isinstance(settings, dict) else {}
             raise TargetError(
                 "the target holds the output of another plan",
                 where=str(target_dir),
-                expected=f"plan {plan.digest}",
-                found=f"plan {found}",
+                expected=_differences(plan.settings, before),
+                found=_differences(before, plan.settings),
                 hint="name another target, or replace that output with --overwrite",
             )
         _require_whole(target_dir, plan)
         return TargetState.FINISHED
-    if others := _entries(target_dir):
-        raise _not_ours(target_dir, others)
+    if others := entries(target_dir):
+        raise not_ours(target_dir, others)
     return TargetState.FRESH
 
 
-def _not_ours(target_dir: Path, others: list[str]) -> TargetError:
-    return TargetError(
-        "the target is not empty and glmquant did not write what is there",
-        where=str(target_dir),
-        expected="an empty folder, or nothing",
-        found=", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else ""),
-        hint="name another target, or empty this folder yourself",
-    )
-
-
-def _entries(target_dir: Path) -> list[str]:
-    with storage_errors(target_dir):
-        names = sorted(entry.name for entry in target_dir.iterdir())
-    return [name for name in names if name != STATE_DIR]
-
-
-def _manifest_fields(target_dir: Path) -> dict[str, object]:
-    path = target_dir / MANIFEST_FILE
-    try:
-        with storage_errors(path):
-            return parse_manifest(path.read_bytes())
-    except JsonError as error:
-        raise TargetError(
-            "the manifest of the target cannot be understood",
-            where=str(path),
-            expected="what glmquant wrote there",
-            found=error.found,
-            hint="name another target, or remove this folder yourself",
-        ) from error
+def _differences(settings: dict[str, Any], others: dict[str, Any]) -> str:
+    """What is set here and not so there, in words."""
+    changed = [f"{key} {value}" for key, value in settings.items() if others.get(key) != value]
+    return ", ".join(changed) or "the same settings for another config.json or other headers"
 
 
 def _require_whole(target_dir: Path, plan: Plan) -> None:
-    lengths = {shard.file: shard.nbytes for shard in plan.shards} | plan.side_files
-    for name in plan.files:
+    lengths = {shard.file: shard.nbytes for shard in plan.shards}
+    for name in (*lengths, MANIFEST_FILE, *plan.small_files):
         path = target_dir / name
         nbytes = path.stat().st_size if path.is_file() else None
         wanted = lengths.get(name)
@@ -181,7 +207,7 @@ def _refuse_strangers(target_dir: Path, ours: set[str]) -> None:
     """Weights or indexes that are not ours could be loaded in place of ours."""
     strangers = [
         name
-        for name in _entries(target_dir)
+        for name in entries(target_dir)
         if name not in ours and name.endswith((".safetensors", ".index.json"))
     ]
     if strangers:
@@ -194,99 +220,7 @@ def _refuse_strangers(target_dir: Path, ours: set[str]) -> None:
         )
 
 
-def listed_files(target_dir: Path) -> tuple[str, ...]:
-    """What our journal or manifest says that we wrote, in an order safe to remove.
-
-    config.json goes first, so that a half-removed folder cannot be loaded, and the manifest last,
-    so that the same command can go on removing.
-
-    Raises:
-        TargetError: There is neither, or a name leads out of the folder.
-    """
-    names: list[str] = []
-    if is_unfinished(target_dir):
-        names += load_journal(target_dir).files
-    if (target_dir / MANIFEST_FILE).is_file():
-        listed = _manifest_fields(target_dir).get("files")
-        names += [str(name) for name in listed] if isinstance(listed, list) else []
-        names.append(MANIFEST_FILE)
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or name in ("", "."):
-            raise TargetError(
-                "the target lists a file outside itself",
-                where=str(target_dir),
-                expected="names inside the folder",
-                found=repr(name),
-                hint="remove this folder yourself",
-            )
-    return tuple(sorted(dict.fromkeys(names), key=lambda name: (_removal_rank(name), name)))
-
-
-def _removal_rank(name: str) -> int:
-    return {"config.json": 0, INDEX_FILE: 1, MANIFEST_FILE: 3}.get(name, 2)
-
-
-def clear_target(target_dir: Path, plan: Plan) -> None:
-    """Remove what earlier runs of ours wrote, and nothing else.
-
-    Args:
-        target_dir: An existing folder.
-        plan: What is to be written next; a stranger's file in its way is an error.
-
-    Raises:
-        TargetError: Something that we did not write is in the way; nothing is removed then.
-        StorageError: The disk refuses.
-    """
-    ours = set(listed_files(target_dir))
-    strangers = [name for name in _entries(target_dir) if not _is_ours(name, ours)]
-    if strangers and not ours:
-        raise _not_ours(target_dir, strangers)
-    blocked = [
-        name
-        for name in strangers
-        if name in plan.files or name.endswith((".safetensors", ".index.json"))
-    ]
-    if blocked:
-        raise TargetError(
-            "a file that glmquant did not write is in the way",
-            where=str(target_dir / blocked[0]),
-            expected="only files that the manifest or the journal lists",
-            found=f"{len(blocked)} others",
-            hint="move them out of the folder",
-        )
-    with storage_errors(target_dir):
-        for name in listed_files(target_dir):
-            path = target_dir / name
-            path.unlink(missing_ok=True)
-            path.with_name(path.name + PART_SUFFIX).unlink(missing_ok=True)
-            for folder in path.relative_to(target_dir).parents:
-                if folder != Path():
-                    with suppress(OSError):
-                        (target_dir / folder).rmdir()
-    remove_journal(target_dir)
-
-
-def _is_ours(name: str, ours: set[str]) -> bool:
-    return (
-        name.removesuffix(PART_SUFFIX) in ours
-        or name in ours
-        or any(listed.startswith(name + "/") for listed in ours)
-    )
-
-
-def require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced: set[str]) -> None:
-    """The disk holds what is still to be written.
-
-    Args:
-        target_dir: The target; the nearest folder that exists is asked.
-        plan: What is to be written.
-        done: Output shards that are finished.
-        replaced: Files of an earlier run that will be removed first.
-
-    Raises:
-        DiskSpaceError: It does not.
-    """
+def _require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced: set[str]) -> None:
     # The journal holds the same records as the manifest; a file takes whole blocks.
     needed = plan.output_nbytes + plan.manifest_nbytes + 8192 * len(plan.files)
     needed -= sum(shard.nbytes for shard in plan.shards if shard.file in done)
@@ -299,8 +233,8 @@ def require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced: 
         raise DiskSpaceError(
             "the disk has too little room",
             where=str(target_dir),
-            expected=f"{needed / 1e9:.3f} GB free",
-            found=f"{usage.free / 1e9:.3f} GB free",
+            expected=f"{needed / 1e6:,.1f} MB free",
+            found=f"{usage.free / 1e6:,.1f} MB free",
             hint="make room or name a target on another disk",
         )
 

@@ -8,39 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from glmquant.errors import DiskSpaceError, StorageError
+from glmquant.storage import writing
 
 PART_SUFFIX: Final = ".part"
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of writing into a DiskSpaceError or a StorageError that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        found = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskSpaceError(
-                "the disk is full",
-                where=str(path),
-                expected="room for the whole checkpoint",
-                found=found,
-                hint="make room and run the same command again: it goes on where it stopped",
-            ) from error
-        raise StorageError(
-            "a file of the target cannot be written",
-            where=str(path),
-            expected="a folder that can be written to",
-            found=found,
-            hint="check the folder's mode and the disk, then run the same command again",
-        ) from error
 
 
 class PartFile:
@@ -61,8 +37,10 @@ class PartFile:
         self.path = path
         self.part = path.with_name(path.name + PART_SUFFIX)
         self._descriptor: int | None = None
-        with storage_errors(self.part):
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._is_committed = False
+        with writing(self.part):
+            self.part.unlink(missing_ok=True)  # of a killed run, or a link that leads elsewhere
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self.part, flags, 0o666)
             try:
                 os.ftruncate(self._descriptor, nbytes)
@@ -79,7 +57,7 @@ class PartFile:
         """
         view = memoryview(data).cast("B")
         done = 0
-        with storage_errors(self.part):
+        with writing(self.part):
             if self._descriptor is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             while done < len(view):
@@ -92,19 +70,20 @@ class PartFile:
             DiskSpaceError: No room.
             StorageError: The disk refuses.
         """
-        with storage_errors(self.part):
+        with writing(self.part):
             if self._descriptor is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             os.fsync(self._descriptor)
             self._close()
             self.part.replace(self.path)
+            self._is_committed = True
         sync_folder(self.path.parent)
 
     def abort(self) -> None:
         """Remove what was written, unless it is committed already."""
-        if self._descriptor is not None:
-            with suppress(OSError):
-                self._close()
+        with suppress(OSError):
+            self._close()
+        if not self._is_committed:
             with suppress(OSError):
                 self.part.unlink()
 
@@ -125,13 +104,20 @@ class PartFile:
         self.abort()
 
 
+def remove_parts(folder: Path, files: Iterable[str]) -> None:
+    """Remove what was begun of these files and is not whole."""
+    for name in files:
+        with suppress(OSError):
+            (folder / (name + PART_SUFFIX)).unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable.
 
     Raises:
         StorageError: The disk refuses.
     """
-    with storage_errors(folder):
+    with writing(folder):
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)

@@ -17,7 +17,8 @@ import pytest
 
 from glmquant import convert
 from glmquant.checkpoint import open_checkpoint
-from glmquant.execute import Observer, execute
+from glmquant.execute import execute
+from glmquant.observer import Observer
 from glmquant.plan import Plan, make_plan
 from glmquant.recipe import load_recipe
 from glmquant.source import FolderSource

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders import Recorded, build_checkpoint, write_shard
+from tests.builders import (
+    Recorded,
+    build_checkpoint,
+    layout_config,
+    read_shards,
+    tensor_list,
+    write_shard,
+)
 from tests.conftest import Ran, folder_bytes
 
 Run = Callable[..., Ran]
@@ -379,3 +386,102 @@ def test_links_into_a_cache_are_followed(nano: Recorded, tmp_path: Path, glmquan
     shutil.copytree(blobs / "assets", nano.folder / "assets")
     assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "plain")
+
+
+def test_series_of_shards_that_would_meet_in_a_name_keep_their_names(
+    tmp_path: Path, glmquant: Run
+) -> None:
+    source = build_checkpoint(tmp_path / "GLM", "4.5", shard_nbytes=25_000)
+    names = sorted(path.name for path in source.folder.glob("*.safetensors"))
+    assert len(names) == 3  # the last holds the MTP layer
+    new = dict(
+        zip(
+            names,
+            (f"model-0000{n}.safetensors" for n in ("1-of-00001", "1-of-00002", "2-of-00002")),
+            strict=True,
+        )
+    )
+    for number, name in enumerate(names):
+        (source.folder / name).rename(source.folder / f"{number}.tmp")
+    for number, name in enumerate(names):
+        (source.folder / f"{number}.tmp").rename(source.folder / new[name])
+    weight_map = {name: new[file] for name, file in source.shard_of.items()}
+    edit_json(source.folder / INDEX, lambda index: index.update(weight_map=weight_map))
+    assert glmquant("w8a8", source.folder, tmp_path / "out").exit_code == 0
+    index = json.loads((tmp_path / "out" / INDEX).read_bytes())
+    held = set(read_shards(tmp_path / "out"))
+    assert held == set(index["weight_map"])
+
+
+@pytest.mark.parametrize("layout", ["4.6", "4.7"])
+def test_a_name_that_vllm_leaves_out(tmp_path: Path, glmquant: Run, layout: str) -> None:
+    source = build_checkpoint(tmp_path / "GLM", layout)
+    (source.folder / "mtp.safetensors").rename(source.folder / "consolidated.safetensors")
+    if layout == "4.6":
+        edit_json(
+            source.folder / INDEX,
+            lambda index: index.update(
+                weight_map={
+                    name: file.replace("mtp", "consolidated")
+                    for name, file in index["weight_map"].items()
+                }
+            ),
+        )
+    assert "a name that vLLM leaves out" in refused(glmquant, source, "--add-mtp").stderr
+
+
+@pytest.mark.parametrize("value", [{}, None, [], 0])
+def test_an_empty_quantization_config_does_not_reach_the_output(
+    nano: Recorded, tmp_path: Path, glmquant: Run, value: object
+) -> None:
+    edit_json(nano.folder / "config.json", lambda config: config.update(quantization_config=value))
+    assert glmquant("w8a8", nano.folder, tmp_path / "out", "--add-mtp").exit_code == 0
+    assert json.loads((tmp_path / "out/config.json").read_bytes()) == nano.config
+
+
+def test_weights_that_are_mostly_of_another_dtype(tmp_path: Path, glmquant: Run) -> None:
+    names = [name for name, _, _ in tensor_list(layout_config("4.6"), mtp_copies=False)]
+    dtypes = dict.fromkeys((n for n in names if "bias" not in n), "F32")
+    source = build_checkpoint(tmp_path / "GLM", dtypes=dtypes)
+    assert "found:    mostly F32" in refused(glmquant, source).stderr
+
+
+def test_a_head_beside_tied_embeddings(nano: Recorded, glmquant: Run) -> None:
+    edit_json(nano.folder / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    assert "tie_word_embeddings = True" in refused(glmquant, nano).stderr
+
+
+def test_a_manifest_among_the_source_files_is_no_side_file(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    (nano.folder / "glmquant_manifest.json").write_text('{"x": 1}')
+    for _ in range(2):
+        assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.parametrize("name", [b"side\xff.txt", b"x" * 250 + b".txt"])
+def test_a_side_file_whose_name_cannot_be_written(
+    nano: Recorded, glmquant: Run, name: bytes
+) -> None:
+    with open(os.path.join(os.fsencode(nano.folder), name), "wb"):  # noqa: PTH118, PTH123
+        pass
+    assert "name" in refused_for_a_file(glmquant, nano).stderr
+
+
+def test_folders_without_end(nano: Recorded, glmquant: Run) -> None:
+    (nano.folder / "loop").symlink_to(nano.folder)
+    assert "leads back" in refused_for_a_file(glmquant, nano).stderr
+    (nano.folder / "loop").unlink()
+    (nano.folder / "/".join("a" * 40)).mkdir(parents=True)
+    (nano.folder / "/".join("a" * 40) / "file.txt").write_text("")
+    assert "folders deep" in refused_for_a_file(glmquant, nano).stderr
+
+
+def test_a_linked_folder_of_side_files_goes_along(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/figure.svg").write_text("<svg/>")
+    (nano.folder / "figures").symlink_to(tmp_path / "elsewhere")
+    assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out/figures/figure.svg").read_text() == "<svg/>"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmquant.convert import BLOCK_NBYTES
 from glmquant.kernels import definition, fast
 from glmquant.kernels.definition import QuantizedRows
+from glmquant.source import BLOCK_NBYTES
 from tests.strategies import (
     DTYPES,
     EXPONENT_BITS,

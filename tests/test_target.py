@@ -205,13 +205,13 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(
     disk = small_disk(12_000_000)
     filler = disk / "filler"
     script = (
-        "import sys; from glmquant import execute, target; from glmquant.cli import main\n"
+        "import sys; from glmquant import execute; from glmquant.cli import main\n"
         # Another program takes the room after it was checked.
-        "check = execute.require_room\n"
+        "begin = execute.begin_or_resume\n"
         "def late(*args):\n"
-        "    check(*args)\n"
         f"    open({str(filler)!r}, 'wb').write(bytes(10_500_000))\n"
-        "execute.require_room = late\n"
+        "    return begin(*args)\n"
+        "execute.begin_or_resume = late\n"
         f"sys.argv = ['glmquant', 'w8a8', {str(source.folder)!r}, {str(disk / 'out')!r}]\n"
         "main()"
     )
@@ -239,3 +239,62 @@ def test_a_target_that_cannot_be_written(nano: Recorded, tmp_path: Path) -> None
 
     result = CliRunner().invoke(main, ["w8a8", str(nano.folder), str(tmp_path / "locked/out")])
     assert result.exit_code == 1
+
+
+def test_overwrite_does_not_follow_links_or_take_nested_files_of_others(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    (out / "assets/notes.txt").write_text("mine")
+    (nano.folder / "assets/notes.txt").write_text("theirs")
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp", "--overwrite")
+    assert (ran.exit_code, "assets/notes.txt" in ran.stderr) == (1, True)
+    assert (out / "assets/notes.txt").read_text() == "mine"
+    (out / "assets").rename(tmp_path / "elsewhere")
+    (out / "assets").symlink_to(tmp_path / "elsewhere")
+    before = folder_bytes(tmp_path / "elsewhere")
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp", "--overwrite")
+    assert (ran.exit_code, "behind a link" in ran.stderr) == (1, True)
+    assert folder_bytes(tmp_path / "elsewhere") == before
+
+
+def test_part_files_and_state_of_others_stay(nano: Recorded, tmp_path: Path, glmquant: Run) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    (out / "tokenizer.json.part").write_text("mine")
+    (out / ".glmquant/shards").mkdir(parents=True)
+    (out / ".glmquant/shards/precious").write_text("mine")
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp", "--overwrite").exit_code == 0
+    assert (out / ".glmquant/shards/precious").read_text() == "mine"
+
+
+def test_folders_made_for_a_run_that_fails_are_removed(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    path = nano.folder / "model-00001-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-2] + b"\x80\x7f")
+    assert glmquant("w8a8", nano.folder, tmp_path / "a/b/c").exit_code == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_dry_run_says_that_the_run_would_fail(
+    nano: Recorded, tmp_path: Path, glmquant: Run, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(100_000)
+    ran = glmquant("w8a8", nano.folder, disk / "out", "--dry-run")
+    assert ran.exit_code == 0
+    assert "warning: the run would fail: the disk has too little room" in ran.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    ran = glmquant("w8a8", nano.folder, tmp_path / "full", "--dry-run")
+    assert "the target is not empty" in ran.stderr
+
+
+def test_a_link_as_source_puts_the_target_beside_the_link(tmp_path: Path, glmquant: Run) -> None:
+    build_checkpoint(tmp_path / "store/abc")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/GLM-4.6").symlink_to(tmp_path / "store/abc")
+    assert glmquant("w8a8", tmp_path / "here/GLM-4.6").exit_code == 0
+    assert (tmp_path / "here/GLM-4.6-W8A8/config.json").is_file()
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["abc"]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core.caching import NullCache
 from numpy.typing import NDArray
 
 from glmquant.kernels.definition import (
@@ -18,6 +19,7 @@ from glmquant.kernels.definition import (
     SIGNAL_BITS,
     FloatBits,
     QuantizedRows,
+    bits_dtype,
     magnitude_limits,
     to_f32,
 )
@@ -31,11 +33,15 @@ _LOW = np.float32(-127)
 _HIGH = np.float32(127)
 
 
+_KERNELS: list[Any] = []
+
+
 def _compiled(function: _Function) -> _Function:
     try:
         compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder that numba may write its cache to
         compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    _KERNELS.append(compiled)
     return cast(_Function, compiled)
 
 
@@ -160,3 +166,23 @@ def is_finite(bits: FloatBits, dtype: str) -> bool:
     mask, limit = magnitude_limits(dtype)
     flat: NDArray[Any] = bits.reshape(-1)
     return int(_largest_magnitude(flat, flat.dtype.type(mask))) < limit
+
+
+def prepare() -> None:
+    """Compile, or load from numba's cache, before threads need it.
+
+    A cache that is torn, or that cannot be written, must not stop a run: it is then left aside.
+    """
+    try:
+        _exercise()
+    except Exception:  # noqa: BLE001 - a torn cache raises whatever unpickling it leads to
+        for kernel in _KERNELS:
+            kernel._cache = NullCache()
+        _exercise()
+
+
+def _exercise() -> None:
+    for dtype in ("BF16", "F32"):
+        row = np.zeros((1, 2), bits_dtype(dtype))
+        quantize_rows(row, dtype)
+        is_finite(row, dtype)

@@ -1,0 +1,22 @@
+"""What a run tells of its progress."""
+
+from __future__ import annotations
+
+
+class Observer:
+    """Does nothing; a user interface overrides what it shows."""
+
+    def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
+        """Work begins: ``quantize``, or ``compare`` where touched source files are read again.
+
+        Args:
+            doing: The name of the work.
+            done_nbytes: Source bytes that an earlier run has done.
+            total_nbytes: Source bytes in all.
+        """
+
+    def advance(self, nbytes: int) -> None:
+        """More source bytes were read. Called from several threads."""
+
+    def finish_shard(self, file: str, nbytes: int) -> None:
+        """An output shard is whole and durable."""
