@@ -208,15 +208,17 @@ def test_plain_progress_lines_say_how_far_how_fast_and_how_long(
 ) -> None:
     from glmquant.cli import progress
 
-    clock = iter([0.0, 0.0, 5.0, 10.0, 20.0])
+    clock = iter([0.0, 0.0, 5.0, 10.0, 20.0, 200.0, 240.0, 261.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with progress.progress(as_json=False) as observer:
-        observer.start(1_000_000, 5_000_000)
-        for _ in range(3):
+        observer.start("quantize", 1_000_000, 9_000_000)
+        for _ in range(6):
             observer.advance(1_000_000)
     assert capsys.readouterr().err.splitlines() == [
-        "60 %: 3.00 MB of 5.00 MB, 200.00 kB/s, 10 s left",
-        "80 %: 4.00 MB of 5.00 MB, 150.00 kB/s, 7 s left",
+        "quantize: 33 %, 3.00 MB of 9.00 MB, 200.00 kB/s, 0:00:30 left",
+        "quantize: 44 %, 4.00 MB of 9.00 MB, 150.00 kB/s, 0:00:33 left",
+        "quantize: 56 %, 5.00 MB of 9.00 MB, 20.00 kB/s, 0:03:20 left",
+        "quantize: 78 %, 7.00 MB of 9.00 MB, 22.99 kB/s, 0:01:27 left",
     ]
 
 

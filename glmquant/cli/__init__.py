@@ -28,7 +28,13 @@ class _Commands(click.Group):
             _fail(ctx, error)
         except KeyboardInterrupt:
             click.echo("interrupted: the same command goes on where this one stopped", err=True)
+            if ctx.meta.get("glmquant.json"):
+                click.echo(json.dumps({"event": "interrupted"}))
             ctx.exit(130)
+        except MemoryError as error:
+            failure = StorageError("there is too little memory", hint="use fewer --workers")
+            failure.__cause__ = error
+            _fail(ctx, failure)
         except BrokenPipeError:
             raise
         except OSError as error:

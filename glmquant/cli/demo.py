@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import click
+
+
+def _program() -> str:
+    """The program as the user has to type it: by its path where it is not on the PATH."""
+    called = sys.argv[0]
+    is_ours = Path(called).name == "glmquant"
+    return called if is_ours and shutil.which("glmquant") is None else "glmquant"
 
 
 @click.command(
@@ -35,4 +44,4 @@ def demo(ctx: click.Context, folder: Path, as_json: bool) -> None:
         click.echo("written:")
         rows = [(path.name, nbytes_text(path.stat().st_size)) for path in sorted(target.iterdir())]
         echo_table(rows, left=1)
-        click.echo(f"more to try: cd {folder} && glmquant w8a8 --add-mtp --recipe w8a8-full")
+        click.echo(f"more to try: {_program()} w8a8 {source} --add-mtp --recipe w8a8-full")

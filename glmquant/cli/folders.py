@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
+from glmquant.description import DESCRIPTION_PREFIX
 from glmquant.errors import UsageError
+from glmquant.glm4_moe import CONFIG_FILE, MODEL_TYPE
 
 
 def choose_source(named: str | None) -> Path:
@@ -49,13 +52,13 @@ def choose_source(named: str | None) -> Path:
 
 def _is_bf16_folder(path: Path) -> bool:
     try:
-        config = json.loads((path / "config.json").read_bytes())
+        config = json.loads((path / CONFIG_FILE).read_bytes())
         return (
             isinstance(config, dict)
-            and config.get("model_type") == "glm4_moe"
+            and config.get("model_type") == MODEL_TYPE
             and not config.get("quantization_config")
             and any(path.glob("*.safetensors"))
-            and not any(path.glob("quant_model_description*"))
+            and not any(path.glob(f"{DESCRIPTION_PREFIX}*"))
         )
     except (OSError, ValueError):
         return False
@@ -63,12 +66,14 @@ def _is_bf16_folder(path: Path) -> bool:
 
 def default_target(source: Path, recipe_name: str, has_mtp: bool) -> Path:
     """The folder beside the source: ``GLM-4.6`` → ``GLM-4.6-W8A8-floatmtp``."""
-    source = source.resolve()
+    # Not resolved: beside a link to a model store, not in the store.
+    source = Path(os.path.normpath(source.absolute()))
     scheme = recipe_name.replace("w8a8", "W8A8")
     return source.parent / f"{source.name}-{scheme}{'-floatmtp' if has_mtp else ''}"
 
 
 def short_path(path: Path) -> str:
     """The path as a user would type it: from the working directory where it lies in there."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if here in path.parents else str(path)
+    with suppress(OSError, ValueError):  # no working directory any more, or elsewhere
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

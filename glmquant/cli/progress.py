@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import click
 
-from glmquant.execute import Observer
+from glmquant.observer import Observer
 
 
 def nbytes_text(nbytes: float) -> str:
@@ -29,7 +30,7 @@ def progress(as_json: bool) -> Iterator[Observer]:
     """The observer that fits where the output goes."""
     if as_json:
         yield _JsonLines()
-    elif sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty():
         with _bar() as observer:
             yield observer
     else:
@@ -39,15 +40,15 @@ def progress(as_json: bool) -> Iterator[Observer]:
 class _Rate(Observer):
     """Counts bytes and says now and then how it goes."""
 
-    interval_seconds = 10.0
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._doing = ""
         self._done = self._begun = self._total = 0
         self._start = self._last = time.monotonic()
 
-    def start(self, done_nbytes: int, total_nbytes: int) -> None:
+    def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
         """Begin the clock."""
+        self._doing = doing
         self._done = self._begun = done_nbytes
         self._total = total_nbytes
         self._start = self._last = time.monotonic()
@@ -57,38 +58,46 @@ class _Rate(Observer):
         with self._lock:
             self._done += nbytes
             now = time.monotonic()
-            if now - self._last < self.interval_seconds:
+            if now - self._last < self.interval_seconds(now - self._start):
                 return
             self._last = now
             rate = (self._done - self._begun) / (now - self._start)
-            self.report(rate, (self._total - self._done) / rate if rate else 0.0)
+            self.report(rate, max(0, self._total - self._done) / rate if rate else 0.0)
+
+    def interval_seconds(self, elapsed_seconds: float) -> float:
+        """Seconds between two reports."""
+        return 1.0
 
     def report(self, rate: float, eta_seconds: float) -> None:
         """Say how it goes: bytes a second and seconds left."""
 
 
 class _PlainLines(_Rate):
+    def interval_seconds(self, elapsed_seconds: float) -> float:
+        """Ten seconds at first, a minute in a long run."""
+        return 10.0 if elapsed_seconds < 120 else 60.0
+
     def report(self, rate: float, eta_seconds: float) -> None:
         """One line on stderr."""
         click.echo(
-            f"{100 * self._done / self._total:.0f} %: {nbytes_text(self._done)} of "
-            f"{nbytes_text(self._total)}, {nbytes_text(rate)}/s, {eta_seconds:.0f} s left",
+            f"{self._doing}: {100 * self._done / self._total:.0f} %, {nbytes_text(self._done)} of "
+            f"{nbytes_text(self._total)}, {nbytes_text(rate)}/s, "
+            f"{timedelta(seconds=round(eta_seconds))} left",
             err=True,
         )
 
 
 class _JsonLines(_Rate):
-    interval_seconds = 1.0
-
-    def start(self, done_nbytes: int, total_nbytes: int) -> None:
+    def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
         """Begin the clock and say what lies ahead."""
-        super().start(done_nbytes, total_nbytes)
-        emit("start", done_nbytes=done_nbytes, total_nbytes=total_nbytes)
+        super().start(doing, done_nbytes, total_nbytes)
+        emit("start", doing=doing, done_nbytes=done_nbytes, total_nbytes=total_nbytes)
 
     def report(self, rate: float, eta_seconds: float) -> None:
         """One object on stdout."""
         emit(
             "progress",
+            doing=self._doing,
             done_nbytes=self._done,
             total_nbytes=self._total,
             nbytes_per_second=round(rate),
@@ -119,18 +128,18 @@ def _bar() -> Iterator[Observer]:
     )
 
     bar = Progress(
-        TextColumn("w8a8"),
+        TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    task = bar.add_task("w8a8", total=None)
+    task = bar.add_task("starting", total=None)
 
     class Bar(Observer):
-        def start(self, done_nbytes: int, total_nbytes: int) -> None:
-            bar.update(task, completed=done_nbytes, total=total_nbytes)
+        def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
+            bar.reset(task, description=doing, completed=done_nbytes, total=total_nbytes)
 
         def advance(self, nbytes: int) -> None:
             bar.advance(task, nbytes)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from glmquant.errors import GlmquantError
+
 
 def default_workers() -> int:
     """One thread for each core that this process may use, 8 at most."""
@@ -26,9 +28,8 @@ def default_workers() -> int:
     "--recipe",
     "recipe_name",
     metavar="NAME|PATH",
-    default="w8a8",
-    show_default=True,
-    help="What becomes int8: a name that `glmquant recipes` lists, or a YAML file.",
+    help="What becomes int8: a name that `glmquant recipes` lists, or a YAML file.  "
+    "[default: w8a8]",
 )
 @click.option(
     "--workers",
@@ -54,7 +55,7 @@ def w8a8(
     source: str | None,
     target: Path | None,
     add_mtp: bool,
-    recipe_name: str,
+    recipe_name: str | None,
     workers: int,
     overwrite: bool,
     dry_run: bool,
@@ -63,8 +64,9 @@ def w8a8(
 ) -> None:
     """Quantize the BF16 weights in SOURCE to W8A8 in TARGET, as vllm-ascend loads them.
 
-    SOURCE may be left out where the working directory holds one BF16 GLM-4.x folder. TARGET is
-    SOURCE-W8A8, or SOURCE-W8A8-floatmtp with --add-mtp, beside SOURCE.
+    SOURCE may be left out where the working directory holds one BF16 GLM-4.x folder. TARGET lies
+    beside SOURCE if left out, and is called SOURCE-W8A8 by the recipe's name, with -floatmtp behind
+    it if the MTP layer is kept.
 
     The same command goes on where an interrupted one stopped.
     """
@@ -72,12 +74,12 @@ def w8a8(
     from glmquant.checkpoint import open_checkpoint
     from glmquant.cli.folders import choose_source, default_target, short_path
     from glmquant.plan import make_plan
-    from glmquant.recipe import load_recipe
+    from glmquant.recipe import default_recipe, load_recipe
     from glmquant.source import FolderSource
-    from glmquant.target import refuse_overlap
+    from glmquant.target import admit, refuse_overlap
 
     source_dir = choose_source(source)
-    recipe = load_recipe(recipe_name)
+    recipe = load_recipe(recipe_name) if recipe_name else default_recipe()
     folder = FolderSource(source_dir)
     target_dir = target or default_target(source_dir, recipe.name, add_mtp)
     refuse_overlap(source_dir, target_dir)
@@ -96,6 +98,10 @@ def w8a8(
     if dry_run:
         if not as_json:
             echo_plan(plan, source_dir, target_dir)
+        try:
+            admit(plan, target_dir, overwrite)
+        except GlmquantError as error:
+            click.echo(f"warning: the run would fail: {error}", err=True)
         return
 
     from glmquant.execute import execute

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from glmquant.errors import TargetError
-from glmquant.writer import storage_errors, write_file
+from glmquant.storage import writing
+from glmquant.writer import write_file
 
 MODEL_NAME: Final = "GLM-4-nano"
 
@@ -43,7 +44,7 @@ def unpack_model(folder: Path) -> Path:
                 found="other contents",
                 hint="glmquant demo ANOTHER_FOLDER",
             )
-    with storage_errors(target):
+    with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     for file in missing:
         write_file(target / file.name, file.read_bytes())
