@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from glmquant.errors import JsonError, SourceChangedError, TargetError
-from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal
+from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal, remove_journal
 from glmquant.manifest import MANIFEST_FILE, TensorRecord, parse_manifest, record_from_json
 from glmquant.observer import Observer
 from glmquant.plan import Plan, ShardPlan, Step
@@ -46,6 +46,7 @@ def begin_or_resume(
         shard.source_file: shard.source_stamp for shard in plan.shards
     }
     if not is_unfinished(target_dir):
+        remove_journal(target_dir)  # notes that a kill left behind tell of another run
         return Journal(target_dir, plan.digest, plan.settings, plan.files, stamps)
     journal = load_journal(target_dir)
     to_compare: list[tuple[int, Callable[[], None]]] = []

@@ -292,3 +292,18 @@ def test_an_error_keeps_its_words_when_the_journal_cannot_be_saved(
 
     with pytest.raises(DiskSpaceError, match="what failed first"):
         execute(plan, folder, tmp_path / "out", observer=Failing())
+
+
+def test_notes_without_a_journal_are_not_believed(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    other = build_checkpoint(tmp_path / "B", seed=1)
+    out = tmp_path / "out"
+    interrupted(other.folder, out)
+    (out / ".glmquant/journal.json").unlink()  # killed while the journal was being removed
+    for path in out.glob("*.safetensors"):
+        path.unlink()
+    interrupted(nano.folder, out)
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp").exit_code == 0
+    glmquant("w8a8", nano.folder, tmp_path / "whole", "--add-mtp")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
