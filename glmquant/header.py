@@ -143,20 +143,13 @@ def build_header(
     position = 0
     for name, dtype, shape in ordered:
         end = position + tensor_nbytes(dtype, shape)
-        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": (position, end)}
         position = end
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     begin = 8 + len(text)
-    refs = tuple(
-        TensorRef(
-            name,
-            dtype,
-            shape,
-            file,
-            begin + fields[name]["data_offsets"][0],
-            tensor_nbytes(dtype, shape),
-        )
-        for name, dtype, shape in ordered
-    )
-    return struct.pack("<Q", len(text)) + text, refs
+    refs = []
+    for name, dtype, shape in ordered:
+        offset, end = fields[name]["data_offsets"]
+        refs.append(TensorRef(name, dtype, shape, file, begin + offset, end - offset))
+    return struct.pack("<Q", len(text)) + text, tuple(refs)

@@ -351,19 +351,14 @@ def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | No
 def _digest(
     shards: tuple[ShardPlan, ...], small_files: dict[str, bytes], settings: dict[str, Any]
 ) -> str:
-    digest = xxhash.xxh3_128()
-
-    def add(value: object) -> None:
-        digest.update(json.dumps(value).encode() + b"\n")
-
-    add(settings)
+    digest = xxhash.xxh3_128(json.dumps(settings).encode())
     for shard in shards:
-        add([shard.file, shard.source_file, shard.nbytes])
-        digest.update(shard.header)
-        for step in shard.steps:
-            ref = step.source
-            add([ref.name, ref.dtype, ref.offset, ref.nbytes, step.scheme.value])
+        steps = [
+            [step.source.name, step.source.dtype, step.source.offset, step.scheme.value]
+            for step in shard.steps
+        ]
+        told = [shard.file, shard.source_file, shard.nbytes, steps]
+        digest.update(json.dumps(told).encode() + shard.header)
     for name, data in small_files.items():
-        add([name, len(data)])
-        digest.update(data)
+        digest.update(json.dumps([name, len(data)]).encode() + data)
     return digest.hexdigest()
