@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +15,7 @@ from glmquant.journal import STATE_DIR, is_unfinished, load_journal, remove_jour
 from glmquant.manifest import MANIFEST_FILE, parse_manifest
 from glmquant.plan import Plan
 from glmquant.storage import reading, writing
-from glmquant.writer import remove_parts
+from glmquant.writer import PART_SUFFIX, remove_parts
 
 
 def not_ours(target_dir: Path, others: list[str]) -> TargetError:
@@ -110,18 +112,32 @@ def clear_target(target_dir: Path, plan: Plan) -> None:
         StorageError: The disk refuses.
     """
     refuse_blocking(target_dir, plan)
-    listed = listed_files(target_dir)
-    if is_unfinished(target_dir):
-        remove_parts(target_dir, listed)
-    with writing(target_dir):
-        for name in listed:
-            path = target_dir / name
-            path.unlink(missing_ok=True)
-            for folder in path.relative_to(target_dir).parents:
-                if folder != Path():
-                    with suppress(OSError):
-                        (target_dir / folder).rmdir()
+    remove_files(target_dir, listed_files(target_dir))
     remove_journal(target_dir)
+
+
+def remove_files(target_dir: Path, names: Iterable[str]) -> None:
+    """Remove files of ours, what was begun of them, and folders that become empty.
+
+    Args:
+        target_dir: The target.
+        names: As ``listed_files`` gives them.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    names = list(names)
+    if is_unfinished(target_dir):
+        remove_parts(target_dir, names)
+    for name in names:
+        path = target_dir / name
+        if os.path.lexists(path) and not path.is_dir():
+            with writing(path):
+                path.unlink()
+        for folder in PurePosixPath(name).parents:
+            if folder.name:
+                with suppress(OSError):
+                    (target_dir / folder).rmdir()
 
 
 def refuse_blocking(target_dir: Path, plan: Plan) -> None:
@@ -134,14 +150,44 @@ def refuse_blocking(target_dir: Path, plan: Plan) -> None:
     present = entries(target_dir)
     if present and not ours:
         raise not_ours(target_dir, present)
-    in_the_way = [name for name in plan.files if (target_dir / name).exists()]
     weights = [name for name in present if name.endswith((".safetensors", ".index.json"))]
-    blocked = sorted({*in_the_way, *weights} - ours)
+    blocked = sorted(set(weights) - ours)
+    for name in plan.files:
+        blocked += _strangers_at(target_dir, name, ours)
     if blocked:
         raise TargetError(
-            "a file that glmquant did not write is in the way",
+            "something that glmquant did not write is in the way",
             where=str(target_dir / blocked[0]),
             expected="only files that the manifest or the journal lists",
             found=f"{len(blocked)} others",
             hint="move them out of the folder",
         )
+
+
+def _strangers_at(target_dir: Path, name: str, ours: set[str]) -> Iterator[str]:
+    """What keeps a planned file from its place, and is not ours to remove."""
+    for folder in PurePosixPath(name).parents:
+        place = target_dir / folder
+        is_folder = place.is_dir() and not (folder.name and place.is_symlink())
+        if os.path.lexists(place) and not is_folder and str(folder) not in ours:
+            yield str(folder)
+    path = target_dir / name
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.rglob("*"):
+            inner_name = inner.relative_to(target_dir).as_posix()
+            if not inner.is_dir() and inner_name not in ours:
+                yield inner_name
+    elif os.path.lexists(path) and name not in ours:
+        yield name
+    if not is_unfinished(target_dir) and os.path.lexists(f"{path}{PART_SUFFIX}"):
+        yield f"{name}{PART_SUFFIX}"
+
+
+def clear_place(target_dir: Path, name: str) -> None:
+    """Remove the emptied folders that stand where a file is to be written."""
+    path = target_dir / name
+    if path.is_dir() and not path.is_symlink():
+        with writing(path):
+            for inner in sorted(path.rglob("*"), reverse=True):
+                inner.rmdir()
+            path.rmdir()

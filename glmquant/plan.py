@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import xxhash
@@ -200,7 +201,7 @@ def make_plan(
         INDEX_FILE: _index_data(shards),
         CONFIG_FILE: config,
     }
-    _require_short_names([*names.values(), *side_files(checkpoint.other_files)])
+    _require_writable_names([*names.values(), *side_files(checkpoint.other_files)])
     copied = {name: checkpoint.other_files[name] for name in side_files(checkpoint.other_files)}
     settings = {
         "glmquant": __version__,
@@ -222,10 +223,15 @@ def make_plan(
     )
 
 
-def _require_short_names(names: Iterable[str]) -> None:
-    """A file is written as ``NAME.part``, and a shard is noted in ``NAME.json.part``."""
-    for name in names:
-        nbytes = max(len(part.encode()) for part in name.split("/"))
+def _require_writable_names(names: Iterable[str]) -> None:
+    """No name is too long, or at once a file and a folder.
+
+    A file is written as ``NAME.part``, and a shard is noted in ``NAME.json.part``.
+    """
+    planned = {*names, MANIFEST_FILE, DESCRIPTION_FILE, INDEX_FILE, CONFIG_FILE}
+    for name in sorted(planned):
+        path = PurePosixPath(name)
+        nbytes = max(len(part.encode()) for part in path.parts)
         if nbytes > MAX_NAME_NBYTES:
             raise CheckpointError(
                 "a file of the source has too long a name",
@@ -233,6 +239,14 @@ def _require_short_names(names: Iterable[str]) -> None:
                 expected=f"at most {MAX_NAME_NBYTES} bytes",
                 found=f"{nbytes} bytes",
                 hint="rename the file, in the index too",
+            )
+        if folder := next((str(each) for each in path.parents if str(each) in planned), None):
+            raise CheckpointError(
+                "a folder of the source has the name of a file to be written",
+                where=name,
+                expected=f"no folder {folder}",
+                found="a folder",
+                hint="rename the folder",
             )
 
 

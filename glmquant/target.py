@@ -6,25 +6,24 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from glmquant.errors import DiskSpaceError, TargetError
-from glmquant.journal import is_unfinished, load_journal
+from glmquant.journal import STATE_DIR, is_unfinished, load_journal
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.ownership import (
     entries,
-    is_behind_link,
     listed_files,
     manifest_fields,
     not_ours,
     refuse_blocking,
 )
 from glmquant.plan import Plan
-from glmquant.storage import writing
+from glmquant.storage import reading, writing
 from glmquant.writer import PART_SUFFIX
 
 
@@ -36,36 +35,51 @@ class TargetState(Enum):
     FINISHED = "finished"
 
 
-def refuse_overlap(source_dir: Path, target_dir: Path) -> None:
+def refuse_overlap(source_dir: Path, target_dir: Path, files: Iterable[str] = ()) -> None:
     """The source is never written to.
 
+    Args:
+        source_dir: The folder that is read.
+        target_dir: The folder to be written.
+        files: Names in the source, some of which may be links.
+
     Raises:
-        TargetError: The target is the source, lies in it, or holds it.
+        TargetError: The target is the source, lies in it, holds it, or holds a file of it.
     """
     source, target = source_dir.resolve(), target_dir.resolve()
-    if source == target or source in target.parents or target in source.parents:
+    found = None
+    if source == target:
+        found = "the source itself"
+    elif source in target.parents:
+        found = f"{target} is in {source}"
+    elif target in source.parents:
+        found = f"{source} is in {target}"
+    else:
+        linked = (name for name in files if target in (source / name).resolve().parents)
+        if name := next(linked, None):
+            found = f"{name} of the source is a link to it"
+    if found:
         raise TargetError(
             "the target and the source overlap",
             where=str(target_dir),
             expected="a folder apart from the source",
-            found="the source itself"
-            if source == target
-            else f"{target} is in {source}"
-            if source in target.parents
-            else f"{source} is in {target}",
+            found=found,
             hint="name another target",
         )
 
 
 def _require_folder(target_dir: Path) -> None:
-    if target_dir.exists() and not target_dir.is_dir():
-        raise TargetError(
-            "the target is not a folder",
-            where=str(target_dir),
-            expected="a folder, or nothing",
-            found="a file",
-            hint="name another target",
-        )
+    state_dir = target_dir / STATE_DIR
+    for path in (target_dir, state_dir):
+        is_link_of_ours = path is state_dir and path.is_symlink()
+        if os.path.lexists(path) and (is_link_of_ours or not path.is_dir()):
+            raise TargetError(
+                "the target is not a folder",
+                where=str(path),
+                expected="a folder, or nothing",
+                found="a link" if path.is_symlink() else "a file",
+                hint="name another target",
+            )
 
 
 @contextmanager
@@ -121,28 +135,29 @@ def admit(plan: Plan, target_dir: Path, overwrite: bool) -> TargetState:
         TargetError: Something else is there, or the disk has too little room.
         StorageError: The folder cannot be looked into.
     """
-    if not target_dir.exists():
-        _require_room(target_dir, plan, (), set())
-        return TargetState.FRESH
-    _require_folder(target_dir)
+    with reading(target_dir):
+        if not os.path.lexists(target_dir):
+            _require_room(target_dir, plan, (), set())
+            return TargetState.FRESH
+        _require_folder(target_dir)
     if overwrite:
         refuse_blocking(target_dir, plan)
         _require_room(target_dir, plan, (), set(listed_files(target_dir)))
         return TargetState.FRESH
-    for name in plan.side_files:
-        if is_behind_link(target_dir, PurePosixPath(name)):
-            raise TargetError(
-                "a folder of the target is a link",
-                where=str(target_dir / name),
-                expected="a folder",
-                found="a link that leads elsewhere",
-                hint="remove the link",
-            )
     state = _examine(target_dir, plan)
-    if state is not TargetState.FINISHED:
-        done = load_journal(target_dir).finished if state is TargetState.UNFINISHED else ()
+    if state is TargetState.UNFINISHED:
+        refuse_blocking(target_dir, plan)
+        lengths = {shard.file: shard.nbytes for shard in plan.shards}
+        noted = load_journal(target_dir).finished.keys() & lengths.keys()
+        done = [name for name in noted if _nbytes(target_dir / name) == lengths[name]]
         _require_room(target_dir, plan, done, set())
+    elif state is TargetState.FRESH:
+        _require_room(target_dir, plan, (), set())
     return state
+
+
+def _nbytes(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _examine(target_dir: Path, plan: Plan) -> TargetState:
@@ -156,7 +171,6 @@ def _examine(target_dir: Path, plan: Plan) -> TargetState:
                 found=_differences(journal.settings, plan.settings),
                 hint="use the same source, options and version, or start over with --overwrite",
             )
-        _refuse_strangers(target_dir, set(plan.files))
         return TargetState.UNFINISHED
     if (target_dir / MANIFEST_FILE).is_file():
         manifest = manifest_fields(target_dir)
@@ -187,7 +201,7 @@ def _require_whole(target_dir: Path, plan: Plan) -> None:
     lengths = {shard.file: shard.nbytes for shard in plan.shards}
     for name in (*lengths, MANIFEST_FILE, *plan.small_files):
         path = target_dir / name
-        nbytes = path.stat().st_size if path.is_file() else None
+        nbytes = _nbytes(path)
         wanted = lengths.get(name)
         is_right = nbytes is not None and wanted in (None, nbytes)
         if is_right and name in plan.small_files:
@@ -228,6 +242,14 @@ def _require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced:
     folder = target_dir
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise TargetError(
+            "the target cannot be made",
+            where=str(target_dir),
+            expected=f"{folder} to be a folder that you may write to",
+            found="a folder of others, or on a read-only disk" if folder.is_dir() else "a file",
+            hint="name another target",
+        )
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < needed:
         raise DiskSpaceError(

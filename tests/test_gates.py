@@ -485,3 +485,11 @@ def test_a_linked_folder_of_side_files_goes_along(
     (nano.folder / "figures").symlink_to(tmp_path / "elsewhere")
     assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 0
     assert (tmp_path / "out/figures/figure.svg").read_text() == "<svg/>"
+
+
+def test_a_folder_with_the_name_of_a_planned_file(nano: Recorded, glmquant: Run) -> None:
+    (nano.folder / "quant_model_description.json.d").mkdir()
+    (nano.folder / "glmquant_manifest.json").mkdir()
+    (nano.folder / "glmquant_manifest.json/x").write_text("")
+    ran = refused_for_a_file(glmquant, nano)
+    assert "a folder of the source has the name of a file to be written" in ran.stderr

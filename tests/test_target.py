@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from glmquant.execute import execute
 from tests.builders import Recorded, build_checkpoint
 from tests.conftest import Ran, folder_bytes
-from tests.test_execute import ENV, interrupted
+from tests.test_execute import ENV, interrupted, plan_for
 
 Run = Callable[..., Ran]
 
@@ -265,6 +266,11 @@ def test_part_files_and_state_of_others_stay(nano: Recorded, tmp_path: Path, glm
     (out / "tokenizer.json.part").write_text("mine")
     (out / ".glmquant/shards").mkdir(parents=True)
     (out / ".glmquant/shards/precious").write_text("mine")
+    before = folder_bytes(out)
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp", "--overwrite")
+    assert (ran.exit_code, "tokenizer.json.part" in ran.stderr) == (1, True)
+    assert folder_bytes(out) == before
+    (out / "tokenizer.json.part").unlink()
     assert glmquant("w8a8", nano.folder, out, "--add-mtp", "--overwrite").exit_code == 0
     assert (out / ".glmquant/shards/precious").read_text() == "mine"
 
@@ -298,3 +304,138 @@ def test_a_link_as_source_puts_the_target_beside_the_link(tmp_path: Path, glmqua
     assert glmquant("w8a8", tmp_path / "here/GLM-4.6").exit_code == 0
     assert (tmp_path / "here/GLM-4.6-W8A8/config.json").is_file()
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["abc"]
+
+
+def finishing(nano: Recorded, out: Path) -> None:
+    """A run that was killed before its manifest was written."""
+    plan, folder = plan_for(nano.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glmquant.execute.encode_manifest", stop_here)
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, folder, out)
+
+
+def stop_here(*args: object) -> bytes:
+    raise KeyboardInterrupt
+
+
+def test_going_on_removes_nothing_behind_a_link_or_outside(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    finishing(nano, out)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/figure.svg").write_text("mine")
+    for folder in (nano.folder, out):
+        (folder / "assets/figure.svg").unlink()
+        (folder / "assets").rmdir()
+    (out / "assets").symlink_to(tmp_path / "foreign")
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp")
+    assert (ran.exit_code, "behind a link" in ran.stderr) == (1, True)
+    assert (tmp_path / "foreign/figure.svg").read_text() == "mine"
+    (out / "assets").unlink()
+    (tmp_path / "victim").write_text("mine")
+    journal = json.loads((out / ".glmquant/journal.json").read_bytes())
+    journal["files"].append("../victim")
+    (out / ".glmquant/journal.json").write_text(json.dumps(journal))
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp").exit_code == 1
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@pytest.mark.parametrize("flags", [("--add-mtp",), ("--add-mtp", "--overwrite")])
+def test_nothing_is_written_through_a_link_or_over_a_strangers_file(
+    nano: Recorded, tmp_path: Path, glmquant: Run, flags: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    finishing(nano, out)
+    (tmp_path / "foreign").mkdir()
+    (nano.folder / "new").mkdir()
+    (nano.folder / "new/x").write_text("theirs")
+    (out / "new").symlink_to(tmp_path / "foreign")
+    ran = glmquant("w8a8", nano.folder, out, *flags)
+    assert (ran.exit_code, "in the way" in ran.stderr) == (1, True)
+    assert not list((tmp_path / "foreign").iterdir())
+    (out / "new").unlink()
+    (out / "new").write_text("mine")
+    assert glmquant("w8a8", nano.folder, out, *flags).exit_code == 1
+    assert (out / "new").read_text() == "mine"
+    (out / "new").unlink()
+    (out / "new").mkdir()
+    (out / "new/x").write_text("mine")
+    assert glmquant("w8a8", nano.folder, out, *flags).exit_code == 1
+    assert (out / "new/x").read_text() == "mine"
+
+
+@pytest.mark.parametrize("becomes_folder", [True, False])
+def test_a_side_file_may_become_a_folder_and_a_folder_a_file(
+    nano: Recorded, tmp_path: Path, glmquant: Run, becomes_folder: bool
+) -> None:
+    as_file, as_folder = nano.folder / "extra", nano.folder / "extra/x"
+
+    def put(is_folder: bool) -> None:
+        if as_folder.exists():
+            as_folder.unlink()
+            as_file.rmdir()
+        as_file.unlink(missing_ok=True)
+        if is_folder:
+            as_file.mkdir()
+        (as_folder if is_folder else as_file).write_text("text")
+
+    out = tmp_path / "out"
+    put(not becomes_folder)
+    finishing(nano, out)
+    put(becomes_folder)
+    finishing(nano, out)
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp").exit_code == 0
+    glmquant("w8a8", nano.folder, tmp_path / "whole", "--add-mtp")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+
+
+def test_a_source_that_links_into_the_target_is_an_overlap(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    before = folder_bytes(out)
+    (nano.folder / "ref.txt").symlink_to(out / "config.json")
+    ran = glmquant("w8a8", nano.folder, out, "--overwrite")
+    assert (ran.exit_code, "ref.txt of the source is a link" in ran.stderr) == (1, True)
+    assert folder_bytes(out) == before
+
+
+def test_a_state_folder_that_is_a_link_is_not_used(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    (tmp_path / "foreign/shards").mkdir(parents=True)
+    (tmp_path / "foreign/shards/mine.json").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.glmquant").symlink_to(tmp_path / "foreign")
+    assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 1
+    assert (tmp_path / "foreign/shards/mine.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["file/out", "dead", "x" * 300])
+def test_a_target_that_cannot_be_made_is_foreseen(
+    nano: Recorded, tmp_path: Path, glmquant: Run, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dead").symlink_to(tmp_path / "gone")
+    dry = glmquant("w8a8", nano.folder, tmp_path / place, "--dry-run", "--json")
+    assert dry.exit_code == 0
+    assert [event["event"] for event in dry.events] == ["plan", "warning"]
+    assert glmquant("w8a8", nano.folder, tmp_path / place).exit_code == 1
+
+
+def test_the_side_files_of_an_interrupted_end_are_still_ours(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    finishing(nano, out)
+    for path in out.glob("*.safetensors"):
+        path.unlink()
+    plan, folder = plan_for(nano.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glmquant.execute._write_shards", stop_here)
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, folder, out)
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp").exit_code == 0
