@@ -16,12 +16,18 @@ from typing import Any, Final
 
 from glmquant import __version__
 from glmquant.convert import Conversion, copy_file
-from glmquant.errors import GlmquantError, NonFiniteError, SourceChangedError, StorageError
+from glmquant.errors import (
+    GlmquantError,
+    NonFiniteError,
+    SourceChangedError,
+    StorageError,
+    TargetError,
+)
 from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal, remove_journal
 from glmquant.kernels import fast
 from glmquant.manifest import ARITHMETIC, MANIFEST_FILE, TensorRecord, encode_manifest
 from glmquant.observer import Observer
-from glmquant.ownership import clear_target
+from glmquant.ownership import clear_place, clear_target, listed_files, remove_files
 from glmquant.plan import Plan, ShardPlan
 from glmquant.resume import begin_or_resume, confirm_finished, digest_of_digests
 from glmquant.source import FolderSource, file_stamp, source_changed, was_rewritten
@@ -77,7 +83,8 @@ def execute(
         StorageError: The disk refuses.
     """
     observer = observer or Observer()
-    refuse_overlap(source.path, target_dir)
+    files = (*(shard.source_file for shard in plan.shards), *plan.side_files)
+    refuse_overlap(source.path, target_dir, files)
     if not target_dir.exists():
         admit(plan, target_dir, overwrite)  # before the folder is made
     with locked_folder(target_dir):
@@ -98,7 +105,7 @@ def execute(
 def _begin_over(plan: Plan, source: FolderSource, target_dir: Path, observer: Observer) -> Journal:
     """Go on with an interrupted run of this plan if that can be; else remove what we wrote."""
     if is_unfinished(target_dir) and load_journal(target_dir).plan_digest == plan.digest:
-        with suppress(SourceChangedError):
+        with suppress(SourceChangedError, StorageError):
             return begin_or_resume(plan, source, target_dir, observer)
     clear_target(target_dir, plan)
     return begin_or_resume(plan, source, target_dir, observer)
@@ -128,13 +135,19 @@ def _run(
         _write_shards(pending, source, journal, workers, observer)
         return _finish(plan, source, journal, observer)
     except BaseException:
-        remove_parts(journal.target_dir, plan.files)
-        if any((journal.target_dir / shard.file).exists() for shard in plan.shards):
+        if is_unfinished(journal.target_dir):  # else it was not begun, or the folder is another
             with suppress(GlmquantError):  # what failed first is what the user has to hear of
-                journal.save()
-        else:
-            remove_journal(journal.target_dir)
+                _leave(journal)
         raise
+
+
+def _leave(journal: Journal) -> None:
+    """Keep what is whole; where nothing is, nothing is left."""
+    remove_parts(journal.target_dir, journal.files)
+    if any((journal.target_dir / name).exists() for name in journal.files):
+        journal.save()
+    else:
+        remove_journal(journal.target_dir)
 
 
 def _write_shards(
@@ -216,13 +229,15 @@ def _commit(
 def _finish(plan: Plan, source: FolderSource, journal: Journal, observer: Observer) -> Outcome:
     """Side files, manifest, description, index and, last of all, config.json."""
     target_dir = journal.target_dir
-    for name in set(journal.files) - set(plan.files):  # side files that the source has no more
-        with writing(target_dir / name):
-            (target_dir / name).unlink(missing_ok=True)
+    planned = set(plan.files)
+    remove_files(target_dir, (name for name in listed_files(target_dir) if name not in planned))
+    for name in plan.side_files:
+        clear_place(target_dir, name)
     side_digests = {
         name: copy_file(source, name, target_dir / name, observer.advance)
         for name in plan.side_files
     }
+    _require_unchanged(plan, source, journal)
     records = sorted(
         (record for shard in plan.shards for record in journal.finished[shard.file].records),
         key=lambda record: record.name,
@@ -252,3 +267,20 @@ def _finish(plan: Plan, source: FolderSource, journal: Journal, observer: Observ
         write_file(target_dir / name, data)
     remove_journal(target_dir)
     return Outcome(False, tuple(records), manifest)
+
+
+def _require_unchanged(plan: Plan, source: FolderSource, journal: Journal) -> None:
+    """Before the folder may load: no shard was rewritten behind our back, here or in the source."""
+    for shard in plan.shards:
+        now = source.stamp(shard.source_file)
+        if was_rewritten(shard.source_stamp, now):
+            raise source_changed(shard.source_file, shard.source_stamp, now)
+        path = journal.target_dir / shard.file
+        if was_rewritten(journal.finished[shard.file].output, file_stamp(path)):
+            raise TargetError(
+                "an output shard was changed while the run went on",
+                where=str(path),
+                expected="the file that was written",
+                found="another length or time",
+                hint="run the same command again: that shard is made anew",
+            )

@@ -148,7 +148,7 @@ def load_journal(target_dir: Path) -> Journal:
             _checked(fields["settings"], dict),
             tuple(_checked(name, str) for name in _checked(fields["files"], list)),
             {
-                file: None if stamp is None else FileStamp(**stamp)
+                file: None if stamp is None else _stamp(stamp)
                 for file, stamp in _checked(fields["sources"], dict).items()
             },
         )
@@ -180,8 +180,12 @@ def _load_shard(path: Path) -> FinishedShard:
     with reading(path):
         fields = parse_object(path.read_bytes(), path.name)
     return FinishedShard(
-        FileStamp(**fields["output"]),
-        FileStamp(**fields["source"]),
+        _stamp(fields["output"]),
+        _stamp(fields["source"]),
         _checked(fields["source_xxh3_128"], str),
         tuple(record_from_json(name, entry) for name, entry in fields["tensors"].items()),
     )
+
+
+def _stamp(fields: Any) -> FileStamp:
+    return FileStamp(*(_checked(fields[name], int) for name in FileStamp._fields))

@@ -64,7 +64,7 @@ def begin_or_resume(
                 to_compare.append((shard.source_nbytes, check))
             if done.output != file_stamp(target_dir / shard.file):
                 output_check = _OutputCheck(shard, kept, target_dir, observer)
-                to_compare.append((shard.nbytes, output_check))
+                to_compare.append((shard.nbytes - len(shard.header), output_check))
         elif before is not None and was_rewritten(before, now):
             raise source_changed(shard.source_file, before, now)
     if to_compare:
@@ -218,7 +218,8 @@ def confirm_finished(
         shard for shard in plan.shards if max(file_stamp(target_dir / shard.file)[1:]) > written_ns
     ]
     total = sum(step.source.nbytes for _, steps in to_read for step in steps)
-    observer.start("compare", 0, total + sum(shard.nbytes for shard in touched))
+    total += sum(shard.nbytes - len(shard.header) for shard in touched)
+    observer.start("compare", 0, total)
     for shard, steps in to_read:
         wanted = [source_digests[step.source.name] for step in steps]
         if list(_source_digests(steps, source, observer)) != wanted:
@@ -252,8 +253,11 @@ def _confirm_side_files(
             raise _made_of_other(name)
         source.release(name)
         copy = target_dir / name
-        if not copy.is_file() or file_stamp(copy).nbytes != nbytes:
-            raise _damaged(copy, f"{nbytes} bytes")
+        is_there = copy.is_file() and file_stamp(copy).nbytes == nbytes
+        copied = FolderSource(target_dir)
+        if not is_there or _digest_range(copied, name, 0, nbytes, Observer()) != side_digests[name]:
+            raise _damaged(copy, "the file that was written")
+        copied.release(name)
 
 
 def _made_of_other(file: str) -> SourceChangedError:

@@ -237,5 +237,8 @@ def source_changed(file: str, before: FileStamp, now: FileStamp) -> SourceChange
 
 
 def _stamp_text(stamp: FileStamp) -> str:
-    written = datetime.fromtimestamp(stamp.mtime_ns / 1e9, timezone.utc)
+    try:
+        written = datetime.fromtimestamp(stamp.mtime_ns / 1e9, timezone.utc)
+    except (OverflowError, OSError, ValueError):  # before year 1 or after year 9999
+        return f"{stamp.nbytes} bytes, written {stamp.mtime_ns} ns after 1970"
     return f"{stamp.nbytes} bytes, written {written:%Y-%m-%d %H:%M:%S.%f} UTC"

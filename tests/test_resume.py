@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from glmquant.errors import DiskSpaceError, SourceChangedError
+from glmquant.errors import DiskSpaceError, GlmquantError, SourceChangedError
 from glmquant.execute import execute
 from glmquant.observer import Observer
 from glmquant.writer import PartFile
@@ -307,3 +307,52 @@ def test_notes_without_a_journal_are_not_believed(
     assert glmquant("w8a8", nano.folder, out, "--add-mtp").exit_code == 0
     glmquant("w8a8", nano.folder, tmp_path / "whole", "--add-mtp")
     assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["source", "output"])
+def test_a_shard_that_is_altered_after_it_was_done_is_an_error_before_the_folder_may_load(
+    nano: Recorded, tmp_path: Path, glmquant: Run, place: str
+) -> None:
+    plan, folder = plan_for(nano.folder)
+    out = tmp_path / "out"
+
+    class Meddler(Observer):
+        def finish_shard(self, file: str, nbytes: int) -> None:
+            if file == LAST:
+                flip_last_byte((nano.folder if place == "source" else out) / FIRST)
+
+    with pytest.raises(GlmquantError, match="changed"):
+        execute(plan, folder, out, observer=Meddler())
+    assert not (out / "config.json").exists()
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp")
+    assert ran.exit_code == (1 if place == "source" else 0)
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp", "--overwrite").exit_code == 0
+    glmquant("w8a8", nano.folder, tmp_path / "whole", "--add-mtp")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+
+
+def test_a_side_file_of_the_target_that_was_edited_is_damage(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    glmquant("w8a8", nano.folder, out)
+    (out / "LICENSE").write_text("mit\n")
+    ran = glmquant("w8a8", nano.folder, out)
+    assert (ran.exit_code, "LICENSE" in ran.stderr) == (1, True)
+
+
+def test_times_beyond_the_calendar_are_told_in_numbers(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    out = tmp_path / "out"
+    interrupted(nano.folder, out)
+    path = out / ".glmquant/journal.json"
+    journal = json.loads(path.read_bytes())
+    journal["sources"][LAST]["mtime_ns"] = 10**22
+    path.write_text(json.dumps(journal))
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp")
+    assert (ran.exit_code, f"{10**22} ns after 1970" in ran.stderr) == (1, True)
+    journal["sources"][LAST]["mtime_ns"] = "x"
+    path.write_text(json.dumps(journal))
+    ran = glmquant("w8a8", nano.folder, out, "--add-mtp")
+    assert (ran.exit_code, "journal" in ran.stderr) == (1, True)
