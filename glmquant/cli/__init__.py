@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -54,7 +55,8 @@ def _fail(ctx: click.Context, failure: GlmquantError) -> NoReturn:
     click.echo(f"error: {failure}", err=True)
     if ctx.meta.get("glmquant.json"):
         fields = {"event": "error", "error": type(failure).__name__, **failure.fields()}
-        click.echo(json.dumps(fields, ensure_ascii=False))
+        with suppress(OSError):  # stdout may be what failed
+            click.echo(json.dumps(fields))
     ctx.exit(failure.exit_code)
 
 

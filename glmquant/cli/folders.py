@@ -75,5 +75,5 @@ def default_target(source: Path, recipe_name: str, has_mtp: bool) -> Path:
 def short_path(path: Path) -> str:
     """The path as a user would type it: from the working directory where it lies in there."""
     with suppress(OSError, ValueError):  # no working directory any more, or elsewhere
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        path = path.relative_to(Path.cwd())
+    return os.fsencode(path).decode(errors="backslashreplace")

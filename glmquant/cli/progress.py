@@ -56,7 +56,7 @@ class _Rate(Observer):
     def advance(self, nbytes: int) -> None:
         """Count, and report when it is time."""
         with self._lock:
-            self._done += nbytes
+            self._done = min(self._done + nbytes, self._total)
             now = time.monotonic()
             if now - self._last < self.interval_seconds(now - self._start):
                 return
@@ -112,7 +112,7 @@ class _JsonLines(_Rate):
 
 def emit(event: str, **fields: Any) -> None:
     """One JSON line on stdout."""
-    click.echo(json.dumps({"event": event, **fields}, ensure_ascii=False))
+    click.echo(json.dumps({"event": event, **fields}))
 
 
 @contextmanager
