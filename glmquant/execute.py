@@ -6,6 +6,7 @@ of workers, on interruptions, or on where a block ends.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,9 +84,8 @@ def execute(
         StorageError: The disk refuses.
     """
     observer = observer or Observer()
-    files = (*(shard.source_file for shard in plan.shards), *plan.side_files)
-    refuse_overlap(source.path, target_dir, files)
-    if not target_dir.exists():
+    refuse_overlap(source.path, target_dir, plan.source_files)
+    if not os.path.lexists(target_dir):
         admit(plan, target_dir, overwrite)  # before the folder is made
     with locked_folder(target_dir):
         if admit(plan, target_dir, overwrite) is TargetState.FINISHED:
@@ -105,7 +105,7 @@ def execute(
 def _begin_over(plan: Plan, source: FolderSource, target_dir: Path, observer: Observer) -> Journal:
     """Go on with an interrupted run of this plan if that can be; else remove what we wrote."""
     if is_unfinished(target_dir) and load_journal(target_dir).plan_digest == plan.digest:
-        with suppress(SourceChangedError, StorageError):
+        with suppress(SourceChangedError):
             return begin_or_resume(plan, source, target_dir, observer)
     clear_target(target_dir, plan)
     return begin_or_resume(plan, source, target_dir, observer)
@@ -128,6 +128,7 @@ def _run(
     observer.start("quantize", done_nbytes, plan.source_nbytes + sum(plan.side_files.values()))
     try:
         journal.save()
+        _make_room(plan, journal.target_dir)
         if pending:  # a shard of a run that had come to its end is gone: nothing may load
             for name in reversed(plan.small_files):
                 with writing(journal.target_dir / name):
@@ -139,6 +140,14 @@ def _run(
             with suppress(GlmquantError):  # what failed first is what the user has to hear of
                 _leave(journal)
         raise
+
+
+def _make_room(plan: Plan, target_dir: Path) -> None:
+    """Remove what an earlier run of ours wrote and this one will not, side files that are gone."""
+    planned = set(plan.files)
+    remove_files(target_dir, (name for name in listed_files(target_dir) if name not in planned))
+    for name in plan.files:
+        clear_place(target_dir, name)
 
 
 def _leave(journal: Journal) -> None:
@@ -229,10 +238,6 @@ def _commit(
 def _finish(plan: Plan, source: FolderSource, journal: Journal, observer: Observer) -> Outcome:
     """Side files, manifest, description, index and, last of all, config.json."""
     target_dir = journal.target_dir
-    planned = set(plan.files)
-    remove_files(target_dir, (name for name in listed_files(target_dir) if name not in planned))
-    for name in plan.side_files:
-        clear_place(target_dir, name)
     side_digests = {
         name: copy_file(source, name, target_dir / name, observer.advance)
         for name in plan.side_files

@@ -179,8 +179,10 @@ def _strangers_at(target_dir: Path, name: str, ours: set[str]) -> Iterator[str]:
                 yield inner_name
     elif os.path.lexists(path) and name not in ours:
         yield name
-    if not is_unfinished(target_dir) and os.path.lexists(f"{path}{PART_SUFFIX}"):
-        yield f"{name}{PART_SUFFIX}"
+    part = f"{name}{PART_SUFFIX}"
+    is_ours = part in ours or any(listed.startswith(f"{part}/") for listed in ours)
+    if not is_ours and not is_unfinished(target_dir) and os.path.lexists(target_dir / part):
+        yield part
 
 
 def clear_place(target_dir: Path, name: str) -> None:

@@ -144,6 +144,11 @@ class Plan:
         )
 
     @property
+    def source_files(self) -> tuple[str, ...]:
+        """Every file of the source that is read while the plan runs."""
+        return (*(shard.source_file for shard in self.shards), *self.side_files)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file of the finished target."""
         shards = tuple(shard.file for shard in self.shards)

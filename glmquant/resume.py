@@ -7,12 +7,13 @@ digests; a source shard that is not done has no digest yet, and rewriting it is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from glmquant.errors import JsonError, SourceChangedError, TargetError
+from glmquant.errors import JsonError, SourceChangedError, StorageError, TargetError
 from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal, remove_journal
 from glmquant.manifest import MANIFEST_FILE, TensorRecord, parse_manifest, record_from_json
 from glmquant.observer import Observer
@@ -72,6 +73,12 @@ def begin_or_resume(
     for _, check_again in to_compare:
         check_again()
     journal.finished = kept
+    for shard in plan.shards:  # what was read again is believed by its new stamps from now on
+        if done := kept.get(shard.file):
+            output = file_stamp(target_dir / shard.file)
+            renewed = replace(done, output=output, source=shard.source_stamp)
+            if renewed != done:
+                journal.finish_shard(shard.file, renewed)
     journal.sources = stamps
     journal.files = tuple(dict.fromkeys((*plan.files, *journal.files)))
     return journal
@@ -122,11 +129,7 @@ class _OutputCheck:
 def output_is_whole(
     shard: ShardPlan, records: Iterable[TensorRecord], target_dir: Path, observer: Observer
 ) -> bool:
-    """Whether an output shard holds the planned header and the recorded tensors.
-
-    Raises:
-        StorageError: It cannot be read.
-    """
+    """Whether an output shard can be read and holds the planned header and recorded tensors."""
     wanted = {record.name: record.xxh3 for record in records}
     output = FolderSource(target_dir)
     try:
@@ -137,6 +140,8 @@ def output_is_whole(
             for step in shard.steps
             for ref in step.outputs
         )
+    except StorageError:
+        return False
     finally:
         output.release(shard.file)
 

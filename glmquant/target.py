@@ -46,7 +46,16 @@ def refuse_overlap(source_dir: Path, target_dir: Path, files: Iterable[str] = ()
     Raises:
         TargetError: The target is the source, lies in it, holds it, or holds a file of it.
     """
-    source, target = source_dir.resolve(), target_dir.resolve()
+    try:
+        source, target = source_dir.resolve(), target_dir.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, until Python 3.13
+        raise TargetError(
+            "the target cannot be made",
+            where=str(target_dir),
+            expected="a folder, or nothing",
+            found=str(error),
+            hint="name another target",
+        ) from error
     found = None
     if source == target:
         found = "the source itself"

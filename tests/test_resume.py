@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glmquant.errors import DiskSpaceError, GlmquantError, SourceChangedError
+from glmquant.errors import DiskSpaceError, GlmquantError, SourceChangedError, StorageError
 from glmquant.execute import execute
 from glmquant.observer import Observer
 from glmquant.writer import PartFile
@@ -356,3 +357,50 @@ def test_times_beyond_the_calendar_are_told_in_numbers(
     path.write_text(json.dumps(journal))
     ran = glmquant("w8a8", nano.folder, out, "--add-mtp")
     assert (ran.exit_code, "journal" in ran.stderr) == (1, True)
+
+
+def test_an_unfinished_target_that_was_copied_or_touched_goes_on(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    interrupted(nano.folder, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        os.utime(path, (1, 1))
+    glmquant("w8a8", nano.folder, tmp_path / "whole", "--add-mtp")
+    for name in ("out", "copy"):
+        inode = (tmp_path / name / FIRST).stat().st_ino
+        assert glmquant("w8a8", nano.folder, tmp_path / name, "--add-mtp").exit_code == 0
+        assert (tmp_path / name / FIRST).stat().st_ino == inode
+        assert folder_bytes(tmp_path / name) == folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", [FIRST, "config.json", "LICENSE"])
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_an_empty_folder_in_the_place_of_a_file_gives_way(
+    nano: Recorded, tmp_path: Path, glmquant: Run, name: str, flags: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    interrupted(nano.folder, out)
+    (out / name).unlink(missing_ok=True)
+    (out / name).mkdir()
+    assert glmquant("w8a8", nano.folder, out, "--add-mtp", *flags).exit_code == 0
+    glmquant("w8a8", nano.folder, tmp_path / "whole", "--add-mtp")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+
+
+def test_overwrite_keeps_finished_shards_where_the_source_cannot_be_read(
+    nano: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    interrupted(nano.folder, out)
+    os.utime(nano.folder / FIRST, (1, 1))
+    plan, folder = plan_for(nano.folder)
+    kept = sorted(path.name for path in out.glob("*.safetensors"))
+
+    def broken(*args: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(StorageError):
+        execute(plan, folder, out, overwrite=True)
+    assert sorted(path.name for path in out.glob("*.safetensors")) == kept

@@ -439,3 +439,9 @@ def test_the_side_files_of_an_interrupted_end_are_still_ours(
         with pytest.raises(KeyboardInterrupt):
             execute(plan, folder, out)
     assert glmquant("w8a8", nano.folder, out, "--add-mtp").exit_code == 0
+
+
+def test_a_loop_of_links_as_target(nano: Recorded, tmp_path: Path, glmquant: Run) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    ran = glmquant("w8a8", nano.folder, tmp_path / "loop")
+    assert (ran.exit_code, "loop" in ran.stderr) == (1, True)

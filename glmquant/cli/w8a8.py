@@ -99,7 +99,7 @@ def w8a8(
         if not as_json:
             echo_plan(plan, source_dir, target_dir)
         try:
-            refuse_overlap(source_dir, target_dir, plan.side_files)
+            refuse_overlap(source_dir, target_dir, plan.source_files)
             admit(plan, target_dir, overwrite)
         except GlmquantError as error:
             click.echo(f"warning: the run would fail: {error}", err=True)
