@@ -32,7 +32,6 @@ from glmquant.ownership import clear_place, clear_target, listed_files, remove_f
 from glmquant.plan import Plan, ShardPlan
 from glmquant.resume import begin_or_resume, confirm_finished, digest_of_digests
 from glmquant.source import FolderSource, file_stamp, source_changed, was_rewritten
-from glmquant.storage import writing
 from glmquant.target import TargetState, admit, locked_folder, refuse_overlap
 from glmquant.writer import PartFile, remove_parts, write_file
 
@@ -130,9 +129,7 @@ def _run(
         journal.save()
         _make_room(plan, journal.target_dir)
         if pending:  # a shard of a run that had come to its end is gone: nothing may load
-            for name in reversed(plan.small_files):
-                with writing(journal.target_dir / name):
-                    (journal.target_dir / name).unlink(missing_ok=True)
+            remove_files(journal.target_dir, reversed(plan.small_files))
         _write_shards(pending, source, journal, workers, observer)
         return _finish(plan, source, journal, observer)
     except BaseException:

@@ -8,7 +8,6 @@ none is ever torn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,13 +125,13 @@ def is_unfinished(target_dir: Path) -> bool:
 
 
 def load_journal(target_dir: Path) -> Journal:
-    """The journal of an unfinished run.
+    """The journal of an unfinished run, without its notes: those are tens of MB.
 
     Args:
         target_dir: A folder for which ``is_unfinished`` holds.
 
     Returns:
-        The journal with every finished shard whose note can be read.
+        The journal, no shard finished; ``load_finished`` has them.
 
     Raises:
         TargetError: The journal cannot be understood.
@@ -160,14 +159,20 @@ def load_journal(target_dir: Path) -> Journal:
             found=str(error).splitlines()[0],
             hint=f"remove {target_dir} and start again",
         ) from error
-    for path in _shard_notes(folder):
-        with suppress(AttributeError, JsonError, KeyError, TypeError, ValueError, StorageError):
-            journal.finished[path.name.removesuffix(".json")] = _load_shard(path)
     return journal
 
 
-def _shard_notes(folder: Path) -> Sequence[Path]:
-    return sorted((folder / _SHARDS).glob("*.json"))
+def load_finished(target_dir: Path) -> dict[str, FinishedShard]:
+    """The finished shards of an unfinished run, by name; a note that cannot be read does not count.
+
+    Args:
+        target_dir: A folder for which ``is_unfinished`` holds.
+    """
+    finished = {}
+    for path in sorted((target_dir / STATE_DIR / _SHARDS).glob("*.json")):
+        with suppress(AttributeError, JsonError, KeyError, TypeError, ValueError, StorageError):
+            finished[path.name.removesuffix(".json")] = _load_shard(path)
+    return finished
 
 
 def _checked(value: Any, kind: type) -> Any:

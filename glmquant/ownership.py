@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +14,7 @@ from glmquant.index import INDEX_FILE
 from glmquant.journal import STATE_DIR, is_unfinished, load_journal, remove_journal
 from glmquant.manifest import MANIFEST_FILE, parse_manifest
 from glmquant.plan import Plan
+from glmquant.reconcile import listing
 from glmquant.storage import reading, writing
 from glmquant.writer import PART_SUFFIX, remove_parts
 
@@ -24,7 +25,7 @@ def not_ours(target_dir: Path, others: list[str]) -> TargetError:
         "the target is not empty and glmquant did not write what is there",
         where=str(target_dir),
         expected="an empty folder, or nothing",
-        found=", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else ""),
+        found=listing(others),
         hint="name another target, or empty this folder yourself",
     )
 
@@ -38,6 +39,23 @@ def entries(target_dir: Path) -> list[str]:
     with reading(target_dir):
         names = sorted(entry.name for entry in target_dir.iterdir())
     return [name for name in names if name != STATE_DIR]
+
+
+def stray_weights(target_dir: Path, ours: Collection[str]) -> list[str]:
+    """Weights and indexes at the top of the folder that could be loaded in place of ours."""
+    suffixes = (".safetensors", ".index.json")
+    return [name for name in entries(target_dir) if name.endswith(suffixes) and name not in ours]
+
+
+def damaged(path: Path, expected: str, found: str) -> TargetError:
+    """The error for a finished target that is not what was written."""
+    return TargetError(
+        "the finished target is damaged",
+        where=str(path),
+        expected=expected,
+        found=found,
+        hint="make it anew with --overwrite",
+    )
 
 
 def manifest_fields(target_dir: Path) -> dict[str, Any]:
@@ -150,8 +168,7 @@ def refuse_blocking(target_dir: Path, plan: Plan) -> None:
     present = entries(target_dir)
     if present and not ours:
         raise not_ours(target_dir, present)
-    weights = [name for name in present if name.endswith((".safetensors", ".index.json"))]
-    blocked = sorted(set(weights) - ours)
+    blocked = stray_weights(target_dir, ours)
     for name in plan.files:
         blocked += _strangers_at(target_dir, name, ours)
     if blocked:

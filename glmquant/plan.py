@@ -206,8 +206,8 @@ def make_plan(
         INDEX_FILE: _index_data(shards),
         CONFIG_FILE: config,
     }
-    _require_writable_names([*names.values(), *side_files(checkpoint.other_files)])
     copied = {name: checkpoint.other_files[name] for name in side_files(checkpoint.other_files)}
+    _require_writable_names([*names.values(), *copied])
     settings = {
         "glmquant": __version__,
         "recipe": recipe.name,
@@ -222,7 +222,7 @@ def make_plan(
         source_config_xxh3=xxhash.xxh3_128(checkpoint.config_data).hexdigest(),
         recipe=recipe,
         mtp_count=mtp_count,
-        notes=(*checkpoint.notes, *_notes(checkpoint, mtp_count, copied)),
+        notes=(*checkpoint.notes, *_notes(checkpoint, mtp_count)),
         settings=settings,
         digest=_digest(shards, small_files, settings),
     )
@@ -255,7 +255,7 @@ def _require_writable_names(names: Iterable[str]) -> None:
             )
 
 
-def _notes(checkpoint: Checkpoint, mtp_count: int, copied: dict[str, int]) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, mtp_count: int) -> Iterator[str]:
     announced = checkpoint.config.num_nextn_predict_layers
     if not checkpoint.mtp_count:
         why = f"though config.json announces {announced}" if announced else "nor announces one"
@@ -326,13 +326,6 @@ def _plan_shard(
     return ShardPlan(file, source_file, checkpoint.stamps[source_file], header, nbytes, steps)
 
 
-def _outputs(shards: Iterable[ShardPlan]) -> Iterable[tuple[Step, TensorRef]]:
-    for shard in shards:
-        for step in shard.steps:
-            for output in step.outputs:
-                yield step, output
-
-
 def _describe(
     shards: tuple[ShardPlan, ...], checkpoint: Checkpoint, mtp_count: int
 ) -> dict[str, Any]:
@@ -352,8 +345,9 @@ def _describe(
 
 
 def _index_data(shards: tuple[ShardPlan, ...]) -> bytes:
-    weight_map = {output.name: output.file for _, output in _outputs(shards)}
-    return build_index(weight_map, sum(output.nbytes for _, output in _outputs(shards)))
+    outputs = [ref for shard in shards for step in shard.steps for ref in step.outputs]
+    weight_map = {ref.name: ref.file for ref in outputs}
+    return build_index(weight_map, sum(ref.nbytes for ref in outputs))
 
 
 def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | None) -> bytes:

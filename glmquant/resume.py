@@ -6,23 +6,30 @@ digests; a source shard that is not done has no digest yet, and rewriting it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import xxhash
 
 from glmquant.errors import JsonError, SourceChangedError, StorageError, TargetError
-from glmquant.journal import FinishedShard, Journal, is_unfinished, load_journal, remove_journal
-from glmquant.manifest import MANIFEST_FILE, TensorRecord, parse_manifest, record_from_json
+from glmquant.journal import (
+    FinishedShard,
+    Journal,
+    is_unfinished,
+    load_finished,
+    load_journal,
+    remove_journal,
+)
+from glmquant.manifest import MANIFEST_FILE, TensorRecord, record_from_json
 from glmquant.observer import Observer
+from glmquant.ownership import damaged, manifest_fields
 from glmquant.plan import Plan, ShardPlan, Step
 from glmquant.reconcile import listing
 from glmquant.source import FileStamp, FolderSource, file_stamp, source_changed, was_rewritten
-from glmquant.storage import reading
 
-SAMPLED_NBYTES = 32_000_000
+SAMPLED_NBYTES: Final = 32_000_000
 """Larger tensors are left out of the sample that tells one model's weights from another's."""
 
 
@@ -50,28 +57,32 @@ def begin_or_resume(
         remove_journal(target_dir)  # notes that a kill left behind tell of another run
         return Journal(target_dir, plan.digest, plan.settings, plan.files, stamps)
     journal = load_journal(target_dir)
-    to_compare: list[tuple[int, Callable[[], None]]] = []
-    kept = {}
+    noted = load_finished(target_dir)
+    kept: dict[str, FinishedShard] = {}
+    touched_sources: list[ShardPlan] = []
+    touched_outputs: list[ShardPlan] = []
     for shard in plan.shards:
-        done = journal.finished.get(shard.file)
-        if done and not _fits(done, shard, target_dir):
-            done = None
-        before = done.source if done else journal.sources.get(shard.source_file)
         now = shard.source_stamp
-        if done:
+        done = noted.get(shard.file)
+        if done and _fits(done, shard, target_dir):
             kept[shard.file] = done
-            if before != now:
-                check = _SourceCheck(shard, done, source, observer)
-                to_compare.append((shard.source_nbytes, check))
+            if done.source != now:
+                touched_sources.append(shard)
             if done.output != file_stamp(target_dir / shard.file):
-                output_check = _OutputCheck(shard, kept, target_dir, observer)
-                to_compare.append((shard.nbytes - len(shard.header), output_check))
-        elif before is not None and was_rewritten(before, now):
+                touched_outputs.append(shard)
+            continue
+        before = journal.sources.get(shard.source_file)
+        if before is not None and was_rewritten(before, now):
             raise source_changed(shard.source_file, before, now)
-    if to_compare:
-        observer.start("compare", 0, sum(nbytes for nbytes, _ in to_compare))
-    for _, check_again in to_compare:
-        check_again()
+    if touched_sources or touched_outputs:
+        nbytes = sum(shard.source_nbytes for shard in touched_sources)
+        nbytes += sum(shard.nbytes - len(shard.header) for shard in touched_outputs)
+        observer.start("compare", 0, nbytes)
+    for shard in touched_sources:
+        _require_same_source(shard, kept[shard.file], source, observer)
+    for shard in touched_outputs:
+        if not output_is_whole(shard, kept[shard.file].records, target_dir, observer):
+            del kept[shard.file]  # to be made anew
     journal.finished = kept
     for shard in plan.shards:  # what was read again is believed by its new stamps from now on
         if done := kept.get(shard.file):
@@ -92,38 +103,13 @@ def _fits(done: FinishedShard, shard: ShardPlan, target_dir: Path) -> bool:
     return told == planned and path.is_file() and file_stamp(path).nbytes == shard.nbytes
 
 
-class _SourceCheck:
-    """Reads a touched source shard again; other contents are an error."""
-
-    def __init__(
-        self, shard: ShardPlan, done: FinishedShard, source: FolderSource, observer: Observer
-    ) -> None:
-        self._shard, self._done, self._source, self._observer = shard, done, source, observer
-
-    def __call__(self) -> None:
-        shard = self._shard
-        is_same_length = self._done.source.nbytes == shard.source_stamp.nbytes
-        digests = _source_digests(shard.steps, self._source, self._observer)
-        if not is_same_length or digest_of_digests(digests) != self._done.source_xxh3:
-            raise source_changed(shard.source_file, self._done.source, shard.source_stamp)
-
-
-class _OutputCheck:
-    """Reads a touched output shard again; one with other contents is made anew."""
-
-    def __init__(
-        self,
-        shard: ShardPlan,
-        kept: dict[str, FinishedShard],
-        target_dir: Path,
-        observer: Observer,
-    ) -> None:
-        self._shard, self._kept, self._folder, self._observer = shard, kept, target_dir, observer
-
-    def __call__(self) -> None:
-        done = self._kept[self._shard.file]
-        if not output_is_whole(self._shard, done.records, self._folder, self._observer):
-            del self._kept[self._shard.file]
+def _require_same_source(
+    shard: ShardPlan, done: FinishedShard, source: FolderSource, observer: Observer
+) -> None:
+    is_same_length = done.source.nbytes == shard.source_stamp.nbytes
+    digests = _source_digests(shard.steps, source, observer)
+    if not is_same_length or digest_of_digests(digests) != done.source_xxh3:
+        raise source_changed(shard.source_file, done.source, shard.source_stamp)
 
 
 def output_is_whole(
@@ -197,8 +183,7 @@ def confirm_finished(
         TargetError: A shard of the target does, or the manifest cannot be understood.
     """
     path = target_dir / MANIFEST_FILE
-    with reading(path):
-        manifest = parse_manifest(path.read_bytes())
+    manifest = manifest_fields(target_dir)
     written_ns = file_stamp(path).mtime_ns
     try:
         records = [record_from_json(name, entry) for name, entry in manifest["tensors"].items()]
@@ -231,7 +216,7 @@ def confirm_finished(
             raise _made_of_other(shard.source_file)
     for shard in touched:
         if not output_is_whole(shard, records, target_dir, observer):
-            raise _damaged(target_dir / shard.file, "the bytes that were written")
+            raise damaged(target_dir / shard.file, "the bytes that were written", "others")
     _confirm_side_files(plan, source, target_dir, side_digests)
     return manifest, tuple(sorted(records, key=lambda record: record.name))
 
@@ -261,7 +246,7 @@ def _confirm_side_files(
         is_there = copy.is_file() and file_stamp(copy).nbytes == nbytes
         copied = FolderSource(target_dir)
         if not is_there or _digest_range(copied, name, 0, nbytes, Observer()) != side_digests[name]:
-            raise _damaged(copy, "the file that was written")
+            raise damaged(copy, "the file that was written", "no such file, or other contents")
         copied.release(name)
 
 
@@ -272,14 +257,4 @@ def _made_of_other(file: str) -> SourceChangedError:
         expected="what the target's manifest holds the digest of",
         found="other contents, or a file that only one of them has",
         hint="make the target anew with --overwrite, or name another one",
-    )
-
-
-def _damaged(path: Path, expected: str) -> TargetError:
-    return TargetError(
-        "the finished target is damaged",
-        where=str(path),
-        expected=expected,
-        found="no such file, or other contents",
-        hint="make it anew with --overwrite",
     )

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from glmquant.errors import DiskSpaceError, TargetError
-from glmquant.journal import STATE_DIR, is_unfinished, load_journal
+from glmquant.journal import STATE_DIR, is_unfinished, load_finished, load_journal
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.ownership import (
+    damaged,
     entries,
     listed_files,
     manifest_fields,
     not_ours,
     refuse_blocking,
+    stray_weights,
 )
 from glmquant.plan import Plan
 from glmquant.storage import reading, writing
@@ -157,7 +159,7 @@ def admit(plan: Plan, target_dir: Path, overwrite: bool) -> TargetState:
     if state is TargetState.UNFINISHED:
         refuse_blocking(target_dir, plan)
         lengths = {shard.file: shard.nbytes for shard in plan.shards}
-        noted = load_journal(target_dir).finished.keys() & lengths.keys()
+        noted = load_finished(target_dir).keys() & lengths.keys()
         done = [name for name in noted if _nbytes(target_dir / name) == lengths[name]]
         _require_room(target_dir, plan, done, set())
     elif state is TargetState.FRESH:
@@ -216,24 +218,12 @@ def _require_whole(target_dir: Path, plan: Plan) -> None:
         if is_right and name in plan.small_files:
             is_right = path.read_bytes() == plan.small_files[name]
         if not is_right:
-            raise TargetError(
-                "the finished target is damaged",
-                where=str(path),
-                expected=f"{wanted} bytes" if wanted is not None else "the file that was written",
-                found="no such file" if nbytes is None else f"{nbytes} bytes, or other contents",
-                hint="make it anew with --overwrite",
+            raise damaged(
+                path,
+                f"{wanted} bytes" if wanted is not None else "the file that was written",
+                "no such file" if nbytes is None else f"{nbytes} bytes, or other contents",
             )
-    _refuse_strangers(target_dir, set(plan.files))
-
-
-def _refuse_strangers(target_dir: Path, ours: set[str]) -> None:
-    """Weights or indexes that are not ours could be loaded in place of ours."""
-    strangers = [
-        name
-        for name in entries(target_dir)
-        if name not in ours and name.endswith((".safetensors", ".index.json"))
-    ]
-    if strangers:
+    if strangers := stray_weights(target_dir, plan.files):
         raise TargetError(
             "the target holds weights that glmquant did not write",
             where=str(target_dir / strangers[0]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -13,6 +12,7 @@ import click
 
 from glmquant import __version__
 from glmquant.cli.demo import demo
+from glmquant.cli.progress import emit
 from glmquant.cli.recipes import recipes
 from glmquant.cli.w8a8 import w8a8
 from glmquant.errors import GlmquantError, StorageError
@@ -30,7 +30,7 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted: the same command goes on where this one stopped", err=True)
             if ctx.meta.get("glmquant.json"):
-                click.echo(json.dumps({"event": "interrupted"}))
+                emit("interrupted")
             ctx.exit(130)
         except MemoryError as error:
             failure = StorageError("there is too little memory", hint="use fewer --workers")
@@ -54,9 +54,8 @@ def _fail(ctx: click.Context, failure: GlmquantError) -> NoReturn:
         traceback.print_exception(failure, file=sys.stderr)
     click.echo(f"error: {failure}", err=True)
     if ctx.meta.get("glmquant.json"):
-        fields = {"event": "error", "error": type(failure).__name__, **failure.fields()}
         with suppress(OSError):  # stdout may be what failed
-            click.echo(json.dumps(fields))
+            emit("error", error=type(failure).__name__, **failure.fields())
     ctx.exit(failure.exit_code)
 
 
