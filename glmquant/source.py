@@ -57,7 +57,7 @@ class FolderSource:
                 hint="name the folder that holds the BF16 weights",
             )
         self.path = path
-        self._descriptors: dict[str, int] = {}
+        self._open_files: dict[str, tuple[Path, int]] = {}
         self._lock = threading.Lock()
 
     def list_files(self) -> dict[str, int]:
@@ -149,14 +149,14 @@ class FolderSource:
             StorageError: The file ends before that, or cannot be read.
         """
         done = 0
-        with reading(self.path / file):
-            descriptor = self._descriptor(file)
+        path, descriptor = self._opened(file)
+        with reading(path):
             while done < len(buffer):
                 count = os.preadv(descriptor, [buffer[done:]], offset + done)
                 if count == 0:
                     raise StorageError(
                         "a file of the source became shorter while it was read",
-                        where=str(self.path / file),
+                        where=str(path),
                         expected=f"{len(buffer)} bytes at {offset}",
                         found=f"{done} bytes",
                         hint="leave the source alone while it is read, and run the command again",
@@ -175,13 +175,15 @@ class FolderSource:
             self.read_into(file, offset + position, view)
             yield view
 
-    def _descriptor(self, file: str) -> int:
+    def _opened(self, file: str) -> tuple[Path, int]:
         with self._lock:
-            descriptor = self._descriptors.get(file)
-            if descriptor is None:
-                descriptor = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC)
-                self._descriptors[file] = descriptor
-            return descriptor
+            opened = self._open_files.get(file)
+            if opened is None:
+                path = self.path / file
+                with reading(path):
+                    opened = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._open_files[file] = opened
+            return opened
 
     def require_readable(self, file: str) -> None:
         """Fail now where a file could not be read later.
@@ -189,16 +191,15 @@ class FolderSource:
         Raises:
             StorageError: It cannot be opened.
         """
-        with reading(self.path / file):
-            self._descriptor(file)
+        self._opened(file)
         self.release(file)
 
     def release(self, file: str) -> None:
         """Close a file that will not be read again soon."""
         with self._lock:
-            descriptor = self._descriptors.pop(file, None)
-        if descriptor is not None:
-            os.close(descriptor)
+            opened = self._open_files.pop(file, None)
+        if opened is not None:
+            os.close(opened[1])
 
 
 def _is_text(name: str) -> bool:

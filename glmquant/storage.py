@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from glmquant.errors import DiskSpaceError, StorageError
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
+class _Guard:
+    """A with statement around calls of the operating system; cheap, since each block needs one."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+
+class reading(_Guard):  # noqa: N801 - used as a word: with reading(path)
     """Turn an OSError of reading ``path`` into a StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            "a file cannot be read",
-            where=str(path),
-            expected="a readable file on a sound disk",
-            found=error.strerror or str(error),
-            hint="check the file, its mode and the disk, then run the same command again",
-        ) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError):
+            raise StorageError(
+                "a file cannot be read",
+                where=str(self._path),
+                expected="a readable file on a sound disk",
+                found=error.strerror or str(error),
+                hint="check the file, its mode and the disk, then run the same command again",
+            ) from error
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
+class writing(_Guard):  # noqa: N801
     """Turn an OSError of writing ``path`` into a DiskSpaceError or a StorageError."""
-    try:
-        yield
-    except OSError as error:
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, OSError):
+            return
         found = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError(
                 "the disk is full",
-                where=str(path),
+                where=str(self._path),
                 expected="room for the whole checkpoint",
                 found=found,
                 hint="make room and run the same command again: it goes on where it stopped",
             ) from error
         raise StorageError(
             "a file cannot be written",
-            where=str(path),
+            where=str(self._path),
             expected="leave to write there, files of any length, and a sound disk",
             found=found,
             hint="check the folder's mode, ulimit -f and the disk, then run the same command again",

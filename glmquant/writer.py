@@ -18,9 +18,14 @@ from glmquant.storage import writing
 
 PART_SUFFIX: Final = ".part"
 
+FLUSH_NBYTES: Final = 8 << 20
+"""So much of a file is handed to the disk at once, while more is computed."""
+
 
 class PartFile:
     """A file of known length that is filled at given offsets and becomes visible at once.
+
+    What is not written stays zero.
 
     Writing is safe from several threads at offsets that do not overlap.
 
@@ -38,6 +43,7 @@ class PartFile:
         self.part = path.with_name(path.name + PART_SUFFIX)
         self._descriptor: int | None = None
         self._is_committed = False
+        self._unflushed_nbytes = 0
         with writing(self.part):
             self.part.unlink(missing_ok=True)  # of a killed run, or a link that leads elsewhere
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,6 +68,20 @@ class PartFile:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             while done < len(view):
                 done += os.pwrite(self._descriptor, view[done:], offset + done)
+            self._unflushed_nbytes += done
+            if self._unflushed_nbytes >= FLUSH_NBYTES:
+                self._unflushed_nbytes = 0
+                self._start_flush(self._descriptor)
+
+    @staticmethod
+    def _start_flush(descriptor: int) -> None:
+        """Let the disk begin, and give up pages that are on it.
+
+        Else hundreds of GB would drive everything else out of the page cache, and ``commit`` would
+        wait for all of a shard at once. Fresh pages also cost more than used ones.
+        """
+        with suppress(OSError):  # advice that some file systems do not take
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         """Make the bytes durable and the name visible.
