@@ -10,7 +10,10 @@ import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from json.encoder import encode_basestring as _quoted
 from math import prod
+from operator import itemgetter
 from typing import Any, Final
 
 from glmquant.errors import HeaderError, JsonError
@@ -23,6 +26,7 @@ MAX_DIMENSIONS: Final = 8
 MAX_HEADER_NBYTES: Final = 100_000_000
 """safetensors 0.8.0 refuses longer headers (``MAX_HEADER_SIZE``)."""
 
+_ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 _DTYPE_RANK: Final = {dtype: rank for rank, dtype in enumerate(DTYPE_NBITS)}
 
 
@@ -69,7 +73,7 @@ def read_header(file: str, file_nbytes: int, read: Callable[[int, int], bytes]) 
     begin = 8 + length
     tensors = sorted(
         (_parse_entry(file, name, entry, begin) for name, entry in fields.items()),
-        key=lambda ref: (ref.offset, ref.nbytes),
+        key=itemgetter(4, 5),  # offset, nbytes
     )
     position = begin
     for ref in tensors:
@@ -96,30 +100,33 @@ def _broken(where: str, expected: str, found: str) -> HeaderError:
     )
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+def _are_counts(values: Any) -> bool:
+    return (
+        set(map(type, values)) <= {int}
+        and 0 <= min(values, default=0) <= max(values, default=0) < 2**63
+    )
 
 
 def _parse_entry(file: str, name: str, entry: Any, begin: int) -> TensorRef:
     where = f"{file}: {name}"
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         raise _broken(where, "dtype, shape and data_offsets", json.dumps(entry)[:200])
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_NBITS:
         raise _broken(where, "a safetensors dtype", json.dumps(dtype)[:200])
     is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
-    if not is_shape or not all(map(_is_count, shape)):
+    if not is_shape or not _are_counts(shape):
         raise _broken(where, f"at most {MAX_DIMENSIONS} whole numbers", json.dumps(shape)[:200])
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))):
+    if not (isinstance(offsets, list) and len(offsets) == 2 and _are_counts(offsets)):
         raise _broken(where, "data_offsets [begin, end]", json.dumps(offsets)[:200])
-    nbytes = offsets[1] - offsets[0]
-    if prod(shape) * DTYPE_NBITS[dtype] != nbytes * 8:
+    offset, end = offsets
+    if prod(shape) * DTYPE_NBITS[dtype] != (end - offset) * 8:
         raise _broken(
             where,
             f"{tensor_nbytes(dtype, tuple(shape))} bytes for {dtype} {shape}",
-            f"{nbytes} bytes",
+            f"{end - offset} bytes",
         )
-    return TensorRef(name, dtype, tuple(shape), file, begin + offsets[0], nbytes)
+    return TensorRef(name, dtype, tuple(shape), file, begin + offset, end - offset)
 
 
 def build_header(
@@ -138,18 +145,31 @@ def build_header(
         The header's bytes with their length prefix, padded with spaces to a multiple of 8, and
         the refs in order of their bytes, offsets counted from the start of the file.
     """
-    ordered = sorted(tensors, key=lambda item: (-_DTYPE_RANK[item[1]], item[0]))
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
+    by_rank: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for tensor in tensors:
+        by_rank.setdefault(_DTYPE_RANK[tensor[1]], []).append(tensor)
+    ordered = [
+        tensor
+        for rank in sorted(by_rank, reverse=True)
+        for tensor in sorted(by_rank[rank], key=itemgetter(0))
+    ]
+    entries = ['{"__metadata__":{"format":"pt"}']
+    ends = [0]
+    known: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
     for name, dtype, shape in ordered:
-        end = position + tensor_nbytes(dtype, shape)
-        fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": (position, end)}
-        position = end
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    begin = 8 + len(text)
-    refs = []
-    for name, dtype, shape in ordered:
-        offset, end = fields[name]["data_offsets"]
-        refs.append(TensorRef(name, dtype, shape, file, begin + offset, end - offset))
-    return struct.pack("<Q", len(text)) + text, tuple(refs)
+        if (kind := (dtype, shape)) not in known:
+            text = f'"dtype":"{dtype}","shape":[{",".join(map(str, shape))}]'
+            known[kind] = tensor_nbytes(dtype, shape), text
+        nbytes, text = known[kind]
+        begin = ends[-1]
+        end = begin + nbytes
+        entries.append(f'{_quoted(name)}:{{{text},"data_offsets":[{begin},{end}]}}')
+        ends.append(end)
+    data = ",".join(entries).encode() + b"}"
+    data += b" " * (-len(data) % 8)
+    begin = 8 + len(data)
+    refs = tuple(
+        TensorRef(name, dtype, shape, file, begin + offset, end - offset)
+        for (name, dtype, shape), (offset, end) in zip(ordered, pairwise(ends), strict=True)
+    )
+    return struct.pack("<Q", len(data)) + data, refs

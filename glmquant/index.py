@@ -35,7 +35,10 @@ def parse_index(data: bytes, file: str = INDEX_FILE) -> dict[str, str]:
             found=type(weight_map).__name__ if not weight_map else repr(weight_map)[:80],
             hint="fetch that file again",
         )
-    for name, shard in weight_map.items():
+    listed = weight_map.values()
+    # By name where each is a text; an object or a list cannot be in a set.
+    are_names = all(map(is_shard_name, set(listed) if all(map(_is_text, listed)) else listed))
+    for name, shard in () if are_names else weight_map.items():
         if not is_shard_name(shard):
             raise IndexFileError(
                 "the index names a shard that is not a file of this folder",
@@ -45,6 +48,10 @@ def parse_index(data: bytes, file: str = INDEX_FILE) -> dict[str, str]:
                 hint="fetch that file again",
             )
     return weight_map
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def is_shard_name(name: object) -> bool:

