@@ -8,6 +8,7 @@ none is ever torn.
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from glmquant.errors import JsonError, StorageError, TargetError
 from glmquant.jsontext import dump_object, parse_object
-from glmquant.manifest import TensorRecord, record_from_json
+from glmquant.manifest import TensorRecord, encode_records, record_from_json
 from glmquant.source import FileStamp
 from glmquant.storage import reading, writing
 from glmquant.writer import PART_SUFFIX, write_file
@@ -95,9 +96,10 @@ class Journal:
             "output": shard.output._asdict(),
             "source": shard.source._asdict(),
             "source_xxh3_128": shard.source_xxh3,
-            "tensors": {record.name: record.as_json() for record in shard.records},
         }
-        write_file(self.folder / _SHARDS / f"{file}.json", dump_object(fields, indent=None))
+        head = json.dumps(fields).removesuffix("}")
+        note = f'{head}, "tensors": {encode_records(shard.records)}}}\n'
+        write_file(self.folder / _SHARDS / f"{file}.json", note.encode())
         self.finished[file] = shard
 
 

@@ -92,8 +92,16 @@ def test_the_head_is_indented_and_each_tensor_is_one_line() -> None:
 
 def test_a_weight_that_lost_nothing_has_an_error_but_no_ratio() -> None:
     record = TensorRecord("w", "W8A8_DYNAMIC", "w", "0", "1", None, 0.0)
-    assert record.as_json()["sqnr_db"] is None
-    assert record_from_json("w", json.loads(json.dumps(record.as_json()))) == record
+    entry = json.loads(f"{{{record.json_line()}}}")["w"]
+    assert entry["sqnr_db"] is None
+    assert record_from_json("w", entry) == record
+
+
+@given(name=tensor_names(), source=tensor_names(), sqnr=st.floats(-50, 200) | st.none())
+def test_a_record_survives_its_line(name: str, source: str, sqnr: float | None) -> None:
+    record = TensorRecord(name, "W8A8_DYNAMIC", source, "0a", "1b", sqnr, 1e-7)
+    ((key, entry),) = json.loads(f"{{{record.json_line()}}}").items()
+    assert record_from_json(key, entry) == record
 
 
 def test_a_manifest_without_tensors_is_json_too() -> None:
@@ -102,7 +110,7 @@ def test_a_manifest_without_tensors_is_json_too() -> None:
 
 @pytest.mark.parametrize("key", ["scheme", "sources", "source_xxh3_128", "xxh3_128"])
 def test_an_entry_that_lacks_a_key_is_an_error_that_names_it(key: str) -> None:
-    entry = TensorRecord("w", "FLOAT", "w", "00", "11").as_json()
+    entry = json.loads(f"{{{TensorRecord('w', 'FLOAT', 'w', '00', '11').json_line()}}}")["w"]
     del entry[key]
     with pytest.raises(JsonError) as caught:
         record_from_json("w", entry)
@@ -123,4 +131,5 @@ def test_a_manifest_that_is_no_json_object_is_an_error_with_its_name(data: bytes
 
 
 def test_each_scheme_that_rounds_states_its_arithmetic() -> None:
-    assert set(ARITHMETIC) == {scheme.value for scheme in Scheme if scheme is not Scheme.FLOAT}
+    plain = {scheme.value for scheme in Scheme if scheme is not Scheme.FLOAT}
+    assert set(ARITHMETIC) == plain | {f"{scheme}, scale mse" for scheme in plain}
