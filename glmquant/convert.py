@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from glmquant.errors import NonFiniteError
 from glmquant.kernels import definition, fast
 from glmquant.manifest import TensorRecord
 from glmquant.plan import Step
-from glmquant.schemes import Scheme
+from glmquant.schemes import ScaleChoice, Scheme
 from glmquant.source import BLOCK_NBYTES, FolderSource, source_changed, was_rewritten
 from glmquant.storage import writing
 from glmquant.tensors import TensorRef
@@ -32,6 +32,23 @@ class Stopped(Exception):  # noqa: N818 - no error: another worker failed, or th
     """The conversion was told to stop."""
 
 
+class Buffers(threading.local):
+    """Memory of one worker, used for block after block: fresh pages cost more than the arithmetic.
+
+    A thread sees its own.
+    """
+
+    def __init__(self) -> None:
+        self._block = bytearray()
+        self.rows = fast.RowBuffers()
+
+    def block(self, nbytes: int) -> memoryview:
+        """Bytes to read into; they hold what was last read."""
+        if len(self._block) < nbytes:
+            self._block = bytearray(nbytes)
+        return memoryview(self._block)[:nbytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """One source tensor on its way.
@@ -40,6 +57,7 @@ class Conversion:
         step: What it is and what becomes of it.
         source: Where it is read.
         part: The shard it is written to.
+        buffers: The memory for it.
         stop: Set when the work is to be given up.
         advance: Told how many source bytes were read.
     """
@@ -47,6 +65,7 @@ class Conversion:
     step: Step
     source: FolderSource
     part: PartFile
+    buffers: Buffers
     stop: threading.Event
     advance: Callable[[int], None]
 
@@ -66,7 +85,7 @@ class Conversion:
         return self._quantize()
 
     def _blocks(self, rows: int, columns: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """First row and ``[rows, columns]`` bits of each block, checked; one buffer for all.
+        """First row and ``[rows, columns]`` bits of each block; the next overwrites them.
 
         A row longer than a block is read whole, since its scale needs all of it.
         """
@@ -74,17 +93,14 @@ class Conversion:
         dtype = definition.bits_dtype(ref.dtype)
         row_nbytes = columns * dtype.itemsize
         per_block = min(rows, max(1, BLOCK_NBYTES // row_nbytes))
-        buffer = bytearray(per_block * row_nbytes)
+        buffer = self.buffers.block(per_block * row_nbytes)
         for row in range(0, rows, per_block):
             if self.stop.is_set():
                 raise Stopped
             count = min(per_block, rows - row)
-            view = memoryview(buffer)[: count * row_nbytes]
+            view = buffer[: count * row_nbytes]
             self.source.read_into(ref.file, ref.offset + row * row_nbytes, view)
-            bits = np.frombuffer(view, dtype).reshape(count, columns)
-            if not fast.is_finite(bits, ref.dtype):
-                raise _non_finite(ref, bits, row)
-            yield row, bits
+            yield row, np.frombuffer(view, dtype).reshape(count, columns)
             self.advance(len(view))
 
     def _copy(self) -> TensorRecord:
@@ -92,7 +108,9 @@ class Conversion:
         digest = xxhash.xxh3_128()
         offset = output.offset
         columns = ref.shape[-1] if ref.shape else 1
-        for _, bits in self._blocks(prod(ref.shape) // columns, columns):
+        for row, bits in self._blocks(prod(ref.shape) // columns, columns):
+            if not fast.is_finite(bits, ref.dtype):
+                raise _non_finite(ref, bits, row)
             data = bits.data.cast("B")
             digest.update(data)
             self.part.write(offset, data)
@@ -105,31 +123,34 @@ class Conversion:
         weight, scale, offset = self.step.outputs
         rows, columns = ref.shape
         scales = np.empty(rows, np.float32)
-        errors = _Errors(rows)
+        sums = definition.no_sums()
+        is_searched = self.step.scale is ScaleChoice.MSE
         read, written = xxhash.xxh3_128(), xxhash.xxh3_128()
         for row, bits in self._blocks(rows, columns):
+            block = fast.quantize_rows(
+                bits, ref.dtype, is_searched=is_searched, sums=sums, buffers=self.buffers.rows
+            )
+            if block is None:
+                raise _non_finite(ref, bits, row)
             read.update(bits.data.cast("B"))
-            block = fast.quantize_rows(bits, ref.dtype)
             data = block.weight.data.cast("B")
             written.update(data)
             self.part.write(weight.offset + row * columns, data)
             scales[row : row + len(bits)] = block.scale
-            errors.add(row, block)
         scale_data = scales.astype("<f4").tobytes()
-        offset_data = bytes(offset.nbytes)
         self.part.write(scale.offset, scale_data)
-        self.part.write(offset.offset, offset_data)
-        sqnr_db, max_error = errors.figures(scales)
-        digests = (
-            written.hexdigest(),
-            xxhash.xxh3_128(scale_data).hexdigest(),
-            xxhash.xxh3_128(offset_data).hexdigest(),
-        )
-        first, *others = (
-            TensorRecord(output.name, self.step.scheme.value, ref.name, read.hexdigest(), digest)
-            for output, digest in zip(self.step.outputs, digests, strict=True)
-        )
-        return [replace(first, sqnr_db=sqnr_db, max_error=max_error), *others]
+        sqnr_db, max_error = _figures(sums)
+        kind, made_of, read_digest = self.step.scheme.value, ref.name, read.hexdigest()
+        zeros = bytes(offset.nbytes)  # not written: a part file is zero where nothing is written
+        return [
+            TensorRecord(
+                weight.name, kind, made_of, read_digest, written.hexdigest(), sqnr_db, max_error
+            ),
+            *(
+                TensorRecord(name, kind, made_of, read_digest, xxhash.xxh3_128(data).hexdigest())
+                for name, data in ((scale.name, scale_data), (offset.name, zeros))
+            ),
+        ]
 
 
 def copy_file(source: FolderSource, name: str, path: Path, advance: Callable[[int], None]) -> str:
@@ -167,32 +188,11 @@ def copy_file(source: FolderSource, name: str, path: Path, advance: Callable[[in
     return digest.hexdigest()
 
 
-class _Errors:
-    """Error sums of a weight, row by row, and the figures made of them at the end."""
-
-    def __init__(self, rows: int) -> None:
-        self._signal = np.empty(rows, np.int64)
-        self._noise = np.empty(rows, np.int64)
-        self._worst = np.empty(rows, np.int32)
-
-    def add(self, row: int, block: definition.QuantizedRows) -> None:
-        """Take the sums of a block that begins at ``row``."""
-        rows = slice(row, row + len(block.scale))
-        self._signal[rows] = block.signal
-        self._noise[rows] = block.noise
-        self._worst[rows] = block.worst
-
-    def figures(self, scales: NDArray[np.float32]) -> tuple[float | None, float]:
-        """SQNR in dB, None where nothing was lost, and the largest absolute error.
-
-        ``fsum`` rounds once, so the block size leaves no trace.
-        """
-        power = scales.astype(np.float64) ** 2
-        signal = math.fsum(self._signal * power) * 2.0 ** (-2 * definition.SIGNAL_BITS)
-        noise = math.fsum(self._noise * power) * 2.0 ** (-2 * definition.ERROR_BITS)
-        worst = float((self._worst * scales.astype(np.float64)).max())
-        sqnr = round(10 * math.log10(signal / noise), 3) if noise and signal else None
-        return sqnr, float(f"{worst * 2.0**-definition.ERROR_BITS:.6g}")
+def _figures(sums: NDArray[np.float64]) -> tuple[float | None, float]:
+    """SQNR in dB, None where nothing was lost, and the largest absolute error."""
+    signal, noise, worst = sums.tolist()
+    sqnr = round(10 * math.log10(signal / noise), 3) if noise and signal else None
+    return sqnr, float(f"{worst * 2.0**-definition.ERROR_BITS:.6g}")
 
 
 def _non_finite(ref: TensorRef, bits: NDArray[Any], first_row: int) -> NonFiniteError:

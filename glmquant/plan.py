@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
@@ -29,9 +29,9 @@ from glmquant.header import build_header
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.jsontext import dump_object, parse_object
 from glmquant.manifest import MANIFEST_FILE
-from glmquant.recipe import Recipe
+from glmquant.recipe import Recipe, Rule
 from glmquant.reconcile import listing
-from glmquant.schemes import OutputTensor, Scheme, output_tensors
+from glmquant.schemes import OutputTensor, ScaleChoice, Scheme, output_tensors
 from glmquant.sidefiles import left_behind, side_files
 from glmquant.source import FileStamp
 from glmquant.tensors import TensorRef
@@ -42,20 +42,21 @@ MAX_NAME_NBYTES: Final = 255 - len(".json.part")
 _NUMBERED: Final = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One source tensor and what becomes of it.
 
     Attributes:
         source: Where its bytes are.
         role: What it does in the model.
         scheme: What becomes of it.
+        scale: How the scales of a quantized one are chosen.
         outputs: The tensors to be written, the weight first, with their places.
     """
 
     source: TensorRef
     role: Role
     scheme: Scheme
+    scale: ScaleChoice
     outputs: tuple[TensorRef, ...]
 
 
@@ -186,7 +187,7 @@ def make_plan(
             hint="fetch the file that holds the MTP layer, or leave --add-mtp out",
         )
     mtp_count = checkpoint.mtp_count if add_mtp else 0
-    schemes = _schemes_by_role(checkpoint, recipe)
+    rules = _rules_by_role(checkpoint, recipe)
     kept = {
         shard: tuple(
             ref for ref in refs if add_mtp or checkpoint.expected[ref.name].role is not Role.MTP
@@ -195,7 +196,7 @@ def make_plan(
     }
     names = _output_names([shard for shard, refs in kept.items() if refs], list(kept))
     shards = tuple(
-        _plan_shard(names[shard], shard, kept[shard], checkpoint, schemes) for shard in names
+        _plan_shard(names[shard], shard, kept[shard], checkpoint, rules) for shard in names
     )
     description = _describe(shards, checkpoint, mtp_count)
     config = _config_data(
@@ -270,13 +271,13 @@ def _notes(checkpoint: Checkpoint, mtp_count: int) -> Iterator[str]:
         yield f"left out, other weights or checksums: {listing(left, limit=5)}"
 
 
-def _schemes_by_role(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, Scheme]:
-    schemes: dict[Role, Scheme] = {}
+def _rules_by_role(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, Rule]:
+    rules: dict[Role, Rule] = {}
     for name, tensor in checkpoint.expected.items():
-        if tensor.role not in schemes:
-            scheme = recipe.scheme_of(tensor.role)
-            if scheme is None:
-                unruled = [role.value for role in Role if recipe.scheme_of(role) is None]
+        if tensor.role not in rules:
+            rule = recipe.rule_of(tensor.role)
+            if rule is None:
+                unruled = [role.value for role in Role if recipe.rule_of(role) is None]
                 raise RecipeError(
                     "a tensor has no rule",
                     where=f"recipe {recipe.name}: {name}",
@@ -284,8 +285,8 @@ def _schemes_by_role(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, Schem
                     found=f"none for {tensor.role.value}",
                     hint="add them to a rule: nothing is left out in silence",
                 )
-            schemes[tensor.role] = scheme
-    return schemes
+            rules[tensor.role] = rule
+    return rules
 
 
 def _output_names(kept: list[str], all_shards: list[str]) -> dict[str, str]:
@@ -309,35 +310,33 @@ def _plan_shard(
     source_file: str,
     refs: tuple[TensorRef, ...],
     checkpoint: Checkpoint,
-    schemes: dict[Role, Scheme],
+    rules: dict[Role, Rule],
 ) -> ShardPlan:
-    made: list[tuple[TensorRef, Role, Scheme, tuple[OutputTensor, ...]]] = []
+    made: list[tuple[TensorRef, Role, Rule, tuple[OutputTensor, ...]]] = []
     for ref in refs:
         role = checkpoint.expected[ref.name].role
-        scheme = schemes[role]
-        made.append((ref, role, scheme, output_tensors(scheme, ref.name, ref.dtype, ref.shape)))
+        rule = rules[role]
+        made.append((ref, role, rule, output_tensors(rule.scheme, ref.name, ref.dtype, ref.shape)))
     header, placed = build_header(file, (output for *_, outputs in made for output in outputs))
     place = {ref.name: ref for ref in placed}
     steps = tuple(
-        Step(ref, role, scheme, tuple(place[output.name] for output in outputs))
-        for ref, role, scheme, outputs in made
+        Step(ref, role, rule.scheme, rule.scale, tuple(place[output.name] for output in outputs))
+        for ref, role, rule, outputs in made
     )
-    nbytes = len(header) + sum(ref.nbytes for ref in placed)
+    nbytes = placed[-1].offset + placed[-1].nbytes if placed else len(header)
     return ShardPlan(file, source_file, checkpoint.stamps[source_file], header, nbytes, steps)
 
 
 def _describe(
     shards: tuple[ShardPlan, ...], checkpoint: Checkpoint, mtp_count: int
 ) -> dict[str, Any]:
-    by_source: dict[str, Step] = {
-        step.source.name: step for shard in shards for step in shard.steps
-    }
-    types = {
-        output.name: by_source[name].scheme.value
-        for name in checkpoint.expected
-        if name in by_source
-        for output in by_source[name].outputs
-    }
+    by_source = {step.source.name: step for shard in shards for step in shard.steps}
+    types: dict[str, Any] = {}
+    for name in checkpoint.expected:  # in the order of the model
+        if step := by_source.get(name):
+            kind = step.scheme.value
+            for output in step.outputs:
+                types[output.name] = kind
     for layer in mtp_layers(checkpoint.config, mtp_count):
         for name in optional_mtp_weights(layer):
             types.setdefault(name, Scheme.FLOAT.value)
@@ -367,7 +366,7 @@ def _digest(
     digest = xxhash.xxh3_128(json.dumps(settings).encode())
     for shard in shards:
         steps = [
-            [step.source.name, step.source.dtype, step.source.offset, step.scheme.value]
+            (step.source.name, step.source.dtype, step.source.offset, step.scheme, step.scale)
             for step in shard.steps
         ]
         told = [shard.file, shard.source_file, shard.nbytes, steps]

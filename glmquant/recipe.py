@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glmquant.errors import RecipeError, UsageError
 from glmquant.glm4_moe import Role
-from glmquant.schemes import Scheme
+from glmquant.schemes import ScaleChoice, Scheme
 
 DEFAULT_RECIPE: Final = "w8a8"
 
@@ -30,12 +30,13 @@ the head are none of them, and an int8 MTP layer accepts no token."""
 
 
 class Rule(BaseModel):
-    """One rule: these roles get this scheme."""
+    """One rule: these roles get this scheme, their scales chosen so."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
     scheme: Scheme
+    scale: ScaleChoice = ScaleChoice.ABSMAX
 
 
 class Recipe(BaseModel):
@@ -47,13 +48,14 @@ class Recipe(BaseModel):
     summary: str = ""
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
-    def scheme_of(self, role: Role) -> Scheme | None:
-        """The scheme of a role, or None where no rule names it."""
-        return next((rule.scheme for rule in self.rules if role in rule.roles), None)
+    def rule_of(self, role: Role) -> Rule | None:
+        """The rule of a role, or None where none names it."""
+        return next((rule for rule in self.rules if role in rule.roles), None)
 
     def digest(self) -> str:
         """SHA-256 of what the recipe decides; its name and comments do not count."""
-        decided = {role.value: scheme.value for role in Role if (scheme := self.scheme_of(role))}
+        rules = {role.value: rule for role in Role if (rule := self.rule_of(role))}
+        decided = {role: [rule.scheme.value, rule.scale.value] for role, rule in rules.items()}
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
@@ -72,7 +74,7 @@ def list_recipes() -> list[Recipe]:
 
 _EXPECTED: Final = {
     "missing": "this key",
-    "extra_forbidden": "no such key; name, summary and rules, or roles and scheme",
+    "extra_forbidden": "no such key; name, summary and rules, or roles, scheme and scale",
     "model_type": "keys and values",
     "tuple_type": "a list",
     "string_type": "a text",
@@ -152,6 +154,9 @@ def load_recipe(name: str) -> Recipe:
             place = ("rules", number, "roles", rule.roles.index(refused[0]))
             allowed = ", ".join(sorted(role.value for role in QUANTIZABLE_ROLES))
             raise _mistake(path, tree, place, f"FLOAT; {rule.scheme.value} is for {allowed}", None)
+        if rule.scheme is Scheme.FLOAT and rule.scale is not ScaleChoice.ABSMAX:
+            expected = "no such key beside FLOAT, which has no scales"
+            raise _mistake(path, tree, ("rules", number, "scale"), expected, None)
     return recipe
 
 

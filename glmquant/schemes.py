@@ -13,6 +13,15 @@ class Scheme(str, Enum):
     W8A8_DYNAMIC = "W8A8_DYNAMIC"
 
 
+class ScaleChoice(str, Enum):
+    """How the scale of a row is chosen."""
+
+    ABSMAX = "absmax"
+    """By the largest magnitude."""
+    MSE = "mse"
+    """The BF16 number near that one with the least squared error of the row."""
+
+
 class OutputTensor(NamedTuple):
     """A tensor to be written."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,11 @@ from click.testing import CliRunner, Result
 
 from glmquant.cli import main
 from tests.builders import Recorded, build_checkpoint
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests a user's cache of their own, kept from run to run for its machine code."""
+    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
 
 
 @pytest.fixture

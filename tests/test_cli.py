@@ -148,13 +148,13 @@ def test_an_error_is_json_too_where_json_was_asked_for(tmp_path: Path, glmquant:
 
 def test_the_recipes_are_listed_and_shown(glmquant: Run, tmp_path: Path) -> None:
     listed = glmquant("recipes").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["w8a8", "w8a8-full"]
+    assert [line.split()[0] for line in listed] == ["w8a8", "w8a8-full", "w8a8-mse"]
     assert "(default)" in listed[0]
     shown = glmquant("recipes", "w8a8-full").stdout
     (tmp_path / "mine.yaml").write_text(shown)
     assert glmquant("recipes", tmp_path / "mine.yaml").stdout == shown
     objects = glmquant("recipes", "--json").events
-    assert [recipe["name"] for recipe in objects] == ["w8a8", "w8a8-full"]
+    assert [recipe["name"] for recipe in objects] == ["w8a8", "w8a8-full", "w8a8-mse"]
 
 
 def test_a_recipe_of_ones_own_names_the_target(

@@ -44,10 +44,15 @@ def mistake(folder: Path, text: str | bytes) -> tuple[str | None, str | None, st
     return (error.where or "").removeprefix(f"{folder}/"), error.expected, error.found
 
 
+def scheme_of(recipe: Recipe, role: Role) -> Scheme | None:
+    rule = recipe.rule_of(role)
+    return rule.scheme if rule else None
+
+
 def test_a_recipe_file_says_what_each_role_becomes(tmp_path: Path) -> None:
     recipe = load(tmp_path, GOOD)
     assert (recipe.name, recipe.summary) == ("mine", "")
-    assert {role.value: recipe.scheme_of(role) for role in Role if recipe.scheme_of(role)} == {
+    assert {role.value: scheme_of(recipe, role) for role in Role if recipe.rule_of(role)} == {
         "attention_qkv": Scheme.W8A8_DYNAMIC,
         "routed_expert": Scheme.W8A8_DYNAMIC,
         "mtp": Scheme.FLOAT,
@@ -59,8 +64,8 @@ def test_the_first_rule_that_names_a_role_decides(tmp_path: Path) -> None:
     text = GOOD.replace("mtp,", "attention_qkv, dense_mlp,")
     text += "  - {roles: [dense_mlp], scheme: W8A8_DYNAMIC}\n"
     recipe = load(tmp_path, text)
-    assert recipe.scheme_of(Role.ATTENTION_QKV) is Scheme.W8A8_DYNAMIC
-    assert recipe.scheme_of(Role.DENSE_MLP) is Scheme.FLOAT
+    assert scheme_of(recipe, Role.ATTENTION_QKV) is Scheme.W8A8_DYNAMIC
+    assert scheme_of(recipe, Role.DENSE_MLP) is Scheme.FLOAT
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_int8_for_a_role_that_the_engine_reads_as_float_is_an_error(
 @pytest.mark.parametrize("role", sorted(QUANTIZABLE_ROLES))
 def test_int8_for_every_linear_of_the_decoder_layers_is_allowed(tmp_path: Path, role: Role) -> None:
     recipe = load(tmp_path, GOOD.replace("attention_qkv", role.value))
-    assert recipe.scheme_of(role) is Scheme.W8A8_DYNAMIC
+    assert scheme_of(recipe, role) is Scheme.W8A8_DYNAMIC
 
 
 def test_what_may_become_int8_are_the_linears_of_the_decoder_layers() -> None:
@@ -180,7 +185,7 @@ def test_an_unknown_name_is_wrong_usage_that_lists_the_known_ones(name: str) -> 
     with pytest.raises(UsageError) as caught:
         load_recipe(name)
     assert caught.value.where == name
-    assert caught.value.expected == "one of w8a8, w8a8-full, or the path of a YAML file"
+    assert caught.value.expected == "one of w8a8, w8a8-full, w8a8-mse, or the path of a YAML file"
 
 
 def test_a_folder_is_wrong_usage(tmp_path: Path) -> None:
@@ -212,21 +217,43 @@ def test_the_digest_tells_what_is_decided_and_not_how_it_is_said(
 
 
 @pytest.mark.parametrize(
-    "change", [("mtp, ", ""), ("mtp,", "mtp, norm,"), ("W8A8_DYNAMIC", "FLOAT")]
+    "change",
+    [
+        ("mtp, ", ""),
+        ("mtp,", "mtp, norm,"),
+        ("W8A8_DYNAMIC", "FLOAT"),
+        ("W8A8_DYNAMIC", "W8A8_DYNAMIC\n    scale: mse"),
+    ],
 )
 def test_another_decision_gives_another_digest(tmp_path: Path, change: tuple[str, str]) -> None:
     assert load(tmp_path, GOOD.replace(*change)).digest() != load(tmp_path, GOOD).digest()
 
 
-def test_the_recipes_that_come_along_are_two_the_default_first() -> None:
-    assert [recipe.name for recipe in list_recipes()] == [DEFAULT_RECIPE, "w8a8-full"]
-    assert len({recipe.digest() for recipe in list_recipes()}) == 2
+def test_the_recipes_that_come_along_are_three_the_default_first() -> None:
+    names = [recipe.name for recipe in list_recipes()]
+    assert names == [DEFAULT_RECIPE, "w8a8-full", "w8a8-mse"]
+    assert len({recipe.digest() for recipe in list_recipes()}) == 3
+
+
+def test_the_plain_scale_may_be_named_and_is_the_default(tmp_path: Path) -> None:
+    named = GOOD.replace("W8A8_DYNAMIC", "W8A8_DYNAMIC\n    scale: absmax")
+    assert load(tmp_path, named).digest() == load(tmp_path, GOOD).digest()
+
+
+def test_a_search_for_the_scales_of_what_has_none_is_a_mistake(tmp_path: Path) -> None:
+    text = GOOD + "    scale: mse\n"
+    assert mistake(tmp_path, text) == (
+        "mine.yaml, line 7: rules.1.scale",
+        "no such key beside FLOAT, which has no scales",
+        "'mse'",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "int8"),
     [
         ("w8a8", {"attention_qkv", "attention_out", "routed_expert"}),
+        ("w8a8-mse", {"attention_qkv", "attention_out", "routed_expert"}),
         ("w8a8-full", {role.value for role in QUANTIZABLE_ROLES}),
     ],
 )
@@ -237,6 +264,6 @@ def test_a_built_in_recipe_names_every_role_once_and_no_layer(name: str, int8: s
     assert sorted(named) == sorted(role.value for role in Role)
     recipe = load_recipe(name)
     assert recipe.name == path.stem == name
-    assert {role for role in named if recipe.scheme_of(Role(role)) is not Scheme.FLOAT} == int8
+    assert {role for role in named if scheme_of(recipe, Role(role)) is not Scheme.FLOAT} == int8
     statements = re.sub("#.*", "", path.read_text())
-    assert set(re.findall(r"\w*\d\w*", statements)) == {"w8a8", "W8A8_DYNAMIC", "int8"}
+    assert set(re.findall(r"\w*\d\w*", statements)) <= {"w8a8", "W8A8_DYNAMIC", "int8", "BF16"}

@@ -265,21 +265,6 @@ def test_side_files_are_not_held_in_memory(nano: Recorded, tmp_path: Path) -> No
     assert int(ran.stdout.splitlines()[-1]) * 1024 < 300_000_000
 
 
-@pytest.mark.parametrize("nbytes", [0, 30])
-def test_a_torn_kernel_cache_does_not_stop_a_run(
-    nano: Recorded, tmp_path: Path, nbytes: int
-) -> None:
-    env = {**ENV, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    words = [sys.executable, "-m", "glmquant", "w8a8", str(nano.folder)]
-    subprocess.run([*words, str(tmp_path / "a")], env=env, check=True, capture_output=True)
-    torn = list((tmp_path / "cache").rglob("*.nb?"))
-    for path in torn:
-        os.truncate(path, nbytes)
-    assert torn
-    subprocess.run([*words, str(tmp_path / "b")], env=env, check=True, capture_output=True)
-    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
-
-
 def test_an_error_keeps_its_words_when_the_journal_cannot_be_saved(
     nano: Recorded, tmp_path: Path
 ) -> None:

@@ -141,7 +141,8 @@ def test_the_manifests_error_figures_are_those_of_the_bytes(
         error = weight - restored
         sqnr = 10 * np.log10((weight**2).sum() / (error**2).sum())
         assert entry["sqnr_db"] == pytest.approx(sqnr, abs=0.02)
-        assert entry["max_error"] == pytest.approx(np.abs(error).max(), rel=1e-3)
+        # Counted in 1/512 steps of its row.
+        assert entry["max_error"] == pytest.approx(np.abs(error).max(), abs=scale.max() / 1000)
         checked += 1
     assert checked == 40
 

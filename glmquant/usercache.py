@@ -1,0 +1,53 @@
+"""The user's cache folder: small files that only save time and may vanish at any moment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/glmquant``, else ``~/.cache/glmquant``; it need not exist.
+
+    Raises:
+        RuntimeError: The user has no home folder.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
+    return base / "glmquant"
+
+
+def read_cached(name: str) -> bytes | None:
+    """A file of the cache, or None where there is none, or where somebody else could have put it.
+
+    Args:
+        name: Its name, without a folder.
+    """
+    with suppress(OSError, RuntimeError):
+        path = cache_dir() / name
+        found = path.stat()
+        if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+            return path.read_bytes()
+    return None
+
+
+def write_cached(name: str, data: bytes) -> None:
+    """Put a file into the cache, whole or not at all; that it cannot be written is no error.
+
+    Args:
+        name: Its name, without a folder.
+        data: What it is to hold.
+    """
+    with suppress(OSError, RuntimeError):
+        folder = cache_dir()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(dir=folder, prefix=f"{name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            Path(part).replace(folder / name)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
