@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-TORCH_DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "I8": "int8"}
+TORCH_DTYPES = {
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F16": "float16",
+    "I8": "int8",
+    "U8": "uint8",
+    "I32": "int32",
+    "U32": "uint32",
+    "F8_E4M3": "float8_e4m3fn",
+}
 
 TINY: dict[str, Any] = {
     "architectures": ["Glm4MoeForCausalLM"],
@@ -178,6 +187,7 @@ def build_checkpoint(
     shard_nbytes: int = 12_000,
     keep: bool = True,
     dtypes: Mapping[str, str] | None = None,
+    values: Callable[[str, str, tuple[int, ...], int], bytes] = random_tensor,
     **changes: Any,
 ) -> Recorded:
     """A random checkpoint in the layout of a release.
@@ -192,6 +202,7 @@ def build_checkpoint(
         shard_nbytes: A shard is closed before it gets longer than that.
         keep: Remember the bytes; leave it out for large ones.
         dtypes: Tensor name → another dtype than the release's.
+        values: Gives the bytes of a tensor from its name, dtype, shape and the seed.
         changes: Keys of config.json that differ.
     """
     folder.mkdir(parents=True)
@@ -228,8 +239,7 @@ def build_checkpoint(
     total = 0
     for file, entries in files.items():
         tensors = {
-            name: (dtype, shape, random_tensor(name, dtype, shape, seed))
-            for name, dtype, shape in entries
+            name: (dtype, shape, values(name, dtype, shape, seed)) for name, dtype, shape in entries
         }
         write_shard(folder / file, tensors)
         total += sum(len(data) for _, _, data in tensors.values())

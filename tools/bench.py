@@ -1,0 +1,17 @@
+"""Starts the bench in the environment that ``tools/check`` tests in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from environments import ROOT, environment
+
+TOOLS = Path(__file__).resolve().parent
+
+with contextlib.redirect_stdout(sys.stderr):
+    python = environment("dev") / "python"
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{TOOLS}"
+os.execv(python, [str(python), "-m", "benchmark.command", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""Whole processes measured against each other on random checkpoints: ``tools/bench.py --help``."""
