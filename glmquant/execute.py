@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from glmquant import __version__
-from glmquant.convert import Conversion, copy_file
+from glmquant.convert import Buffers, Conversion, copy_file
 from glmquant.errors import (
     GlmquantError,
     NonFiniteError,
@@ -110,6 +110,16 @@ def _begin_over(plan: Plan, source: FolderSource, target_dir: Path, observer: Ob
     return begin_or_resume(plan, source, target_dir, observer)
 
 
+def peak_memory_nbytes(plan: Plan, workers: int) -> int:
+    """What a run of this plan takes at most, resident.
+
+    Measured: 117 MB for 5,637 tensors and 2 workers, 300 MB for 130,865; compiling the kernels, once
+    on a machine, takes 271 MB.
+    """
+    tensors = sum(len(step.outputs) for shard in plan.shards for step in shard.steps)
+    return max(280_000_000, 110_000_000 + 2_000_000 * workers + 1_500 * tensors)
+
+
 @dataclass(slots=True)
 class _ShardRun:
     """A shard whose tensors are being made."""
@@ -164,6 +174,7 @@ def _write_shards(
     observer: Observer,
 ) -> None:
     stop = threading.Event()
+    buffers = Buffers()
     running: deque[_ShardRun] = deque()
     with ExitStack() as cleanup:
         pool = ThreadPoolExecutor(max_workers=workers)
@@ -176,7 +187,7 @@ def _write_shards(
             running.append(run)
             part.write(0, shard.header)
             for step in shard.steps:
-                conversion = Conversion(step, source, part, stop, observer.advance)
+                conversion = Conversion(step, source, part, buffers, stop, observer.advance)
                 run.futures.append(_submit(pool, conversion))
         while running:
             _commit(running, source, journal, observer)

@@ -78,6 +78,6 @@ def build_index(weight_map: Mapping[str, str], total_nbytes: int) -> bytes:
     return dump_object(
         {
             "metadata": {"total_size": total_nbytes},
-            "weight_map": dict(sorted(weight_map.items())),
+            "weight_map": {name: weight_map[name] for name in sorted(weight_map)},
         }
     )

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
 from glmquant.errors import JsonError, StorageError, TargetError
 from glmquant.jsontext import dump_object, parse_object
-from glmquant.manifest import TensorRecord, encode_records, record_from_json
+from glmquant.manifest import TensorRecord, record_from_json, write_records
 from glmquant.source import FileStamp
 from glmquant.storage import reading, writing
 from glmquant.writer import PART_SUFFIX, write_file
@@ -97,9 +98,11 @@ class Journal:
             "source": shard.source._asdict(),
             "source_xxh3_128": shard.source_xxh3,
         }
-        head = json.dumps(fields).removesuffix("}")
-        note = f'{head}, "tensors": {encode_records(shard.records)}}}\n'
-        write_file(self.folder / _SHARDS / f"{file}.json", note.encode())
+        note = BytesIO()
+        note.write(json.dumps(fields).removesuffix("}").encode() + b', "tensors": ')
+        write_records(note, shard.records)
+        note.write(b"}\n")
+        write_file(self.folder / _SHARDS / f"{file}.json", note.getvalue())
         self.finished[file] = shard
 
 

@@ -97,7 +97,8 @@ def _indented(value: Any, step: str, line: str) -> str:
         return _compact(value)
     inner = line + step
     parts = value.values() if isinstance(value, dict) else value
-    if not any(isinstance(part, (dict, list)) and part for part in parts):
+    nested = {dict, list} & set(map(type, parts))
+    if not nested or not any(part for part in parts if type(part) in nested):
         body = _compact(value, f",{inner}")[1:-1]
     elif isinstance(value, dict):
         body = f",{inner}".join(

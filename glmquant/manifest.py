@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final
 
@@ -106,14 +107,21 @@ def encode_manifest(fields: Mapping[str, Any], records: Iterable[TensorRecord]) 
         UTF-8 JSON; about 250 bytes a tensor.
     """
     head = json.dumps({"format": MANIFEST_FORMAT, **fields}, indent=1, ensure_ascii=False)
-    tensors = encode_records(sorted(records, key=lambda record: record.name))
-    return f'{head.removesuffix("}").rstrip()},\n "tensors": {tensors}\n}}\n'.encode()
+    data = BytesIO()
+    data.write(f'{head.removesuffix("}").rstrip()},\n "tensors": '.encode())
+    write_records(data, sorted(records, key=lambda record: record.name))
+    data.write(b"\n}\n")
+    return data.getvalue()
 
 
-def encode_records(records: Iterable[TensorRecord]) -> str:
-    """Records as a JSON object, one line a tensor."""
-    lines = ",\n".join(f"  {record.json_line()}" for record in records)
-    return f"{{\n{lines}\n }}"
+def write_records(data: BytesIO, records: Iterable[TensorRecord]) -> None:
+    """Write records as a JSON object, a line at a time: all lines of GLM-4.6 take 45 MB."""
+    data.write(b"{\n")
+    comma = b""
+    for record in records:
+        data.write(comma + b"  " + record.json_line().encode())
+        comma = b",\n"
+    data.write(b"\n }")
 
 
 def parse_manifest(data: bytes) -> dict[str, Any]:

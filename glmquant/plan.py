@@ -97,6 +97,7 @@ class Plan:
         source_config_xxh3: xxh3-128 of the source's config.json, hexadecimal.
         recipe: The recipe.
         mtp_count: MTP layers in the output.
+        manifest_nbytes: An upper bound of the manifest's length.
         notes: What the user should know, a sentence each.
         settings: What was asked for, for the words in which two plans are told apart.
         digest: xxh3-128 of all that decides the weight files and the small files, hexadecimal. Side
@@ -109,6 +110,7 @@ class Plan:
     source_config_xxh3: str
     recipe: Recipe
     mtp_count: int
+    manifest_nbytes: int
     notes: tuple[str, ...]
     settings: dict[str, Any]
     digest: str
@@ -122,17 +124,6 @@ class Plan:
     def weights_nbytes(self) -> int:
         """Bytes of the weight files."""
         return sum(shard.nbytes for shard in self.shards)
-
-    @property
-    def manifest_nbytes(self) -> int:
-        """An upper bound of the manifest's length."""
-        names = sum(
-            2 * len(output.name) + 320
-            for shard in self.shards
-            for step in shard.steps
-            for output in step.outputs
-        )
-        return 4096 + 256 * (len(self.shards) + len(self.side_files)) + names
 
     @property
     def output_nbytes(self) -> int:
@@ -223,10 +214,17 @@ def make_plan(
         source_config_xxh3=xxhash.xxh3_128(checkpoint.config_data).hexdigest(),
         recipe=recipe,
         mtp_count=mtp_count,
+        manifest_nbytes=_manifest_bound(shards, copied),
         notes=(*checkpoint.notes, *_notes(checkpoint, mtp_count)),
         settings=settings,
         digest=_digest(shards, small_files, settings),
     )
+
+
+def _manifest_bound(shards: tuple[ShardPlan, ...], copied: dict[str, int]) -> int:
+    names = [ref.name for shard in shards for step in shard.steps for ref in step.outputs]
+    lines = 2 * sum(map(len, names)) + 320 * len(names)
+    return 4096 + 256 * (len(shards) + len(copied)) + lines
 
 
 def _require_writable_names(names: Iterable[str]) -> None:
@@ -313,15 +311,20 @@ def _plan_shard(
     rules: dict[Role, Rule],
 ) -> ShardPlan:
     made: list[tuple[TensorRef, Role, Rule, tuple[OutputTensor, ...]]] = []
+    outputs: list[OutputTensor] = []
+    expected = checkpoint.expected
     for ref in refs:
-        role = checkpoint.expected[ref.name].role
+        name, dtype, shape, *_ = ref
+        role = expected[name].role
         rule = rules[role]
-        made.append((ref, role, rule, output_tensors(rule.scheme, ref.name, ref.dtype, ref.shape)))
-    header, placed = build_header(file, (output for *_, outputs in made for output in outputs))
+        tensors = output_tensors(rule.scheme, name, dtype, shape)
+        made.append((ref, role, rule, tensors))
+        outputs += tensors
+    header, placed = build_header(file, outputs)
     place = {ref.name: ref for ref in placed}
     steps = tuple(
-        Step(ref, role, rule.scheme, rule.scale, tuple(place[output.name] for output in outputs))
-        for ref, role, rule, outputs in made
+        Step(ref, role, rule.scheme, rule.scale, tuple([place[each.name] for each in tensors]))
+        for ref, role, rule, tensors in made
     )
     nbytes = placed[-1].offset + placed[-1].nbytes if placed else len(header)
     return ShardPlan(file, source_file, checkpoint.stamps[source_file], header, nbytes, steps)

@@ -52,6 +52,11 @@ class Recipe(BaseModel):
         """The rule of a role, or None where none names it."""
         return next((rule for rule in self.rules if role in rule.roles), None)
 
+    @property
+    def is_searched(self) -> bool:
+        """Some scales are searched, which takes several times as long."""
+        return any(rule.scale is not ScaleChoice.ABSMAX for rule in self.rules)
+
     def digest(self) -> str:
         """SHA-256 of what the recipe decides; its name and comments do not count."""
         rules = {role.value: rule for role in Role if (rule := self.rule_of(role))}

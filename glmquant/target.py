@@ -233,9 +233,22 @@ def _require_whole(target_dir: Path, plan: Plan) -> None:
         )
 
 
+def peak_disk_nbytes(plan: Plan) -> int:
+    """What a run takes on disk at most, an upper bound.
+
+    The journal holds the same records as the manifest; a file takes whole blocks.
+
+    Args:
+        plan: What is to be written.
+
+    Returns:
+        Bytes, the finished files included.
+    """
+    return plan.output_nbytes + plan.manifest_nbytes + 8192 * len(plan.files)
+
+
 def _require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced: set[str]) -> None:
-    # The journal holds the same records as the manifest; a file takes whole blocks.
-    needed = plan.output_nbytes + plan.manifest_nbytes + 8192 * len(plan.files)
+    needed = peak_disk_nbytes(plan)
     needed -= sum(shard.nbytes for shard in plan.shards if shard.file in done)
     needed -= _reusable_nbytes(target_dir, (replaced | set(plan.files)) - set(done))
     folder = target_dir

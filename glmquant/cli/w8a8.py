@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from glmquant.cli.options import (
+    add_mtp_option,
+    embed_option,
+    json_option,
+    recipe_option,
+    source_argument,
+    w8a8_command,
+    workers_option,
+)
 from glmquant.errors import GlmquantError
-
-
-def default_workers() -> int:
-    """One thread for each core that this process may use, 8 at most."""
-    return min(8, len(os.sched_getaffinity(0)))
 
 
 @click.command(
     short_help="Quantize a BF16 folder to W8A8.",
     epilog="Example: glmquant w8a8 GLM-4.6 --add-mtp",
 )
-@click.argument("source", required=False)
+@source_argument
 @click.argument("target", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--add-mtp", is_flag=True, help="Keep the MTP layer, in float, for speculative decoding."
-)
-@click.option(
-    "--recipe",
-    "recipe_name",
-    metavar="NAME|PATH",
-    help="What becomes int8: a name that `glmquant recipes` lists, or a YAML file.  "
-    "[default: w8a8]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 256),
-    default=default_workers,
-    help="Threads. The bytes are the same for any number.  [default: the cores, 8 at most]",
-)
+@add_mtp_option
+@recipe_option
+@workers_option
 @click.option(
     "--overwrite",
     is_flag=True,
     help="Replace an earlier output of glmquant; other files are left alone.",
 )
-@click.option("--dry-run", is_flag=True, help="Check the source and print the plan; write nothing.")
 @click.option(
-    "--embed-quant-config",
-    is_flag=True,
-    help="Put the description into config.json too, so that vllm-ascend 0.13 needs no flag.",
+    "--dry-run", is_flag=True, help="Check the source, print what `plan` prints; write nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+@embed_option
+@json_option
 @click.pass_context
 def w8a8(
     ctx: click.Context,
@@ -83,21 +71,22 @@ def w8a8(
     folder = FolderSource(source_dir)
     target_dir = target or default_target(source_dir, recipe.name, add_mtp)
     refuse_overlap(source_dir, target_dir)
-    plan = make_plan(
-        open_checkpoint(folder), recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config
-    )
+    checkpoint = open_checkpoint(folder)
+    plan = make_plan(checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config)
 
+    from glmquant.cli.forecast import echo_notes, show
     from glmquant.cli.progress import emit, nbytes_text, progress
-    from glmquant.cli.summary import echo_plan, echo_roles, plan_fields, role_rows
+    from glmquant.cli.summary import echo_roles, measured_rows
+    from glmquant.execute import execute
+    from glmquant.forecast import forecast
+    from glmquant.rates import RateMeter, store_rate
 
-    if as_json:
-        emit("plan", **plan_fields(plan, source_dir, target_dir))
+    if dry_run or as_json:
+        told = forecast(plan, checkpoint, workers=workers)
+        show(told, source_dir, target_dir, w8a8_command(ctx, source_dir), as_json=as_json)
     else:
-        for note in plan.notes:
-            click.echo(f"note: {note}", err=True)
+        echo_notes(plan)
     if dry_run:
-        if not as_json:
-            echo_plan(plan, source_dir, target_dir)
         try:
             refuse_overlap(source_dir, target_dir, plan.source_files)
             admit(plan, target_dir, overwrite)
@@ -107,13 +96,15 @@ def w8a8(
                 emit("warning", **error.fields())
         return
 
-    from glmquant.execute import execute
-
+    del checkpoint  # tens of MB, for a run of hours
     with progress(as_json) as observer:
+        meter = RateMeter(observer)
         outcome = execute(
-            plan, folder, target_dir, workers=workers, overwrite=overwrite, observer=observer
+            plan, folder, target_dir, workers=workers, overwrite=overwrite, observer=meter
         )
-    rows = role_rows(plan, outcome)
+    if rate := meter.measured(workers, is_searched=recipe.is_searched):
+        store_rate(rate)
+    rows = measured_rows(plan, outcome.records)
     written = sum((target_dir / name).stat().st_size for name in plan.files)
     if as_json:
         emit(

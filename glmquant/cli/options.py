@@ -1,0 +1,60 @@
+"""The arguments that ``plan`` and ``w8a8`` have in common, each in one place."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+
+def default_workers() -> int:
+    """One thread for each core that this process may use, 8 at most."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+source_argument = click.argument("source", required=False)
+add_mtp_option = click.option(
+    "--add-mtp", is_flag=True, help="Keep the MTP layer, in float, for speculative decoding."
+)
+recipe_option = click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|PATH",
+    help="What becomes int8: a name that `glmquant recipes` lists, or a YAML file.  "
+    "[default: w8a8]",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=default_workers,
+    help="Threads. The bytes are the same for any number.  [default: the cores, 8 at most]",
+)
+embed_option = click.option(
+    "--embed-quant-config",
+    is_flag=True,
+    help="Put the description into config.json too, so that vllm-ascend 0.13 needs no flag.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+
+
+def w8a8_command(ctx: click.Context, source: Path) -> str:
+    """The command that runs what was planned, with the options that were typed.
+
+    Args:
+        ctx: The verb's; ``--dry-run`` and what belongs to ``plan`` alone are left out.
+        source: The folder that was meant.
+    """
+    typed = ctx.params
+    words = ["glmquant", "w8a8", str(source)]
+    if typed.get("target"):
+        words.append(str(typed["target"]))
+    words += ["--add-mtp"] * typed["add_mtp"]
+    if typed["recipe_name"]:
+        words += ["--recipe", typed["recipe_name"]]
+    if ctx.get_parameter_source("workers") is click.core.ParameterSource.COMMANDLINE:
+        words += ["--workers", str(typed["workers"])]
+    words += ["--overwrite"] * typed.get("overwrite", False)
+    words += ["--embed-quant-config"] * typed["embed_quant_config"]
+    return shlex.join(words)
