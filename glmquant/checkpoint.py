@@ -6,15 +6,25 @@ found here, before a byte is written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 from glmquant.description import DESCRIPTION_PREFIX
-from glmquant.errors import AlreadyQuantizedError, CheckpointError, IndexFileError
+from glmquant.errors import (
+    AlreadyQuantizedError,
+    ArchitectureError,
+    CheckpointError,
+    GlmquantError,
+    IndexFileError,
+)
 from glmquant.glm4_moe import CONFIG_FILE, ExpectedTensor, Glm4MoeConfig, parse_config
 from glmquant.header import read_header
+from glmquant.identify import identify
 from glmquant.index import INDEX_FILE, is_shard_name, parse_index
+from glmquant.jsontext import MAX_JSON_NBYTES
+from glmquant.markings import FLOAT_FORMATS, Format
 from glmquant.reconcile import (
     Shards,
     count_mtp_layers,
@@ -28,9 +38,7 @@ from glmquant.reconcile import (
     require_single_copies,
 )
 from glmquant.source import FileStamp, FolderSource
-
-MAX_JSON_NBYTES: Final = 64_000_000
-"""The index of GLM-4.6 is about 4 MB."""
+from glmquant.survey import UNFINISHED, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +86,10 @@ def open_checkpoint(source: FolderSource) -> Checkpoint:
         CheckpointError: One of its kinds, for whatever does not hold together.
     """
     files = source.list_files()
-    _refuse_other_formats(files)
+    _refuse_other_formats(source, files)
     config_data = read_json_file(source, files, CONFIG_FILE)
-    config = parse_config(config_data)
+    with _naming_the_format(source):
+        config = parse_config(config_data)
     shard_names = sorted(name for name in files if is_shard_name(name))
     require_shard_names(shard_names)
     notes: list[str] = []
@@ -93,8 +102,8 @@ def open_checkpoint(source: FolderSource) -> Checkpoint:
             "the folder holds no weights",
             where=str(source.path),
             expected="*.safetensors beside config.json",
-            found="none",
-            hint="fetch the weights of this model",
+            found=_held(source) or "none",
+            hint="fetch the BF16 safetensors of this model",
         )
     shards = {}
     stamps = {}
@@ -103,7 +112,8 @@ def open_checkpoint(source: FolderSource) -> Checkpoint:
         header = read_header(name, stamps[name].nbytes, partial(source.read, name))
         source.release(name)
         shards[name] = header.tensors
-    require_float_dtypes(shards)
+    with _naming_the_format(source):
+        require_float_dtypes(shards)
     require_single_copies(shards)
     notes += reconcile_index(config, shards, weight_map)
     mtp_count = count_mtp_layers(config, shards)
@@ -138,11 +148,15 @@ def read_json_file(source: FolderSource, files: dict[str, int], name: str) -> by
     """
     nbytes = files.get(name)
     if nbytes is None or nbytes > MAX_JSON_NBYTES:
+        found = f"{nbytes} bytes"
+        if nbytes is None:
+            held = _held(source)
+            found = f"no such file; the folder holds {held}" if held else "no such file"
         raise CheckpointError(
             "this is not a checkpoint folder" if nbytes is None else "a JSON file is too long",
             where=str(source.path / name),
             expected=f"{name} of at most {MAX_JSON_NBYTES / 1e6:.0f} MB beside the weights",
-            found="no such file" if nbytes is None else f"{nbytes} bytes",
+            found=found,
             hint="name the folder that holds config.json and the weights",
         )
     data = source.read(name, 0, nbytes)
@@ -150,17 +164,17 @@ def read_json_file(source: FolderSource, files: dict[str, int], name: str) -> by
     return data
 
 
-def _refuse_other_formats(files: dict[str, int]) -> None:
+def _refuse_other_formats(source: FolderSource, files: dict[str, int]) -> None:
     descriptions = [name for name in files if name.startswith(DESCRIPTION_PREFIX)]
     if descriptions:
         raise AlreadyQuantizedError(
             "the source is already quantized",
             where=descriptions[0],
             expected="BF16 weights, without a description",
-            found="a ModelSlim checkpoint",
+            found=_held(source) or "a ModelSlim checkpoint",
             hint="take the BF16 weights of the same model",
         )
-    unfinished = [name for name in files if name.endswith((".part", ".incomplete", ".aria2"))]
+    unfinished = [name for name in files if name.endswith(UNFINISHED)]
     if unfinished:
         raise CheckpointError(
             "a download of the source is unfinished",
@@ -169,3 +183,26 @@ def _refuse_other_formats(files: dict[str, int]) -> None:
             found="the rest of a download",
             hint="let the download end, or remove that file if it is left over",
         )
+
+
+@contextmanager
+def _naming_the_format(source: FolderSource) -> Iterator[None]:
+    """Add to a refusal what the folder holds; only then is it looked at once more."""
+    try:
+        yield
+    except (AlreadyQuantizedError, ArchitectureError) as error:
+        held = _held(source)
+        if held:
+            error.found = f"{held} ({error.found})" if error.found else held
+        raise
+
+
+def _held(source: FolderSource) -> str | None:
+    """What a folder that is no BF16 source holds, in words; None where that cannot be told."""
+    try:
+        identity = identify(survey(source))
+    except GlmquantError:
+        return None
+    if identity.marking.format in (*FLOAT_FORMATS, Format.NO_WEIGHTS):
+        return None
+    return identity.text

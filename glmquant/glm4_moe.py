@@ -8,7 +8,7 @@ Names and shapes as in transformers 5.23 ``Glm4MoeConfig`` / ``modeling_glm4_moe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from enum import Enum
 from typing import Annotated, Final, NamedTuple
 
@@ -24,10 +24,12 @@ MODEL_TYPE: Final = "glm4_moe"
 LOOK_ALIKES: Final = {
     "Glm4MoeLiteForCausalLM": "GLM-4.7-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V or GLM-4.6V (vision)",
-    "Glm4vForConditionalGeneration": "GLM-4.1V (vision)",
+    "Glm46VForConditionalGeneration": "GLM-4.6V (vision)",
+    "Glm4vForConditionalGeneration": "GLM-4.1V or GLM-4.6V-Flash (vision)",
     "Glm4ForCausalLM": "dense GLM-4",
     "GlmForCausalLM": "dense GLM",
     "ChatGLMModel": "ChatGLM",
+    "ChatGLMForConditionalGeneration": "ChatGLM",
     "GlmMoeDsaForCausalLM": "GLM-5",
 }
 
@@ -52,6 +54,10 @@ class Role(str, Enum):
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
+MAX_TENSORS: Final = 1_000_000
+"""A config.json that calls for more is not believed; GLM-4.6 has 44,689."""
+
+
 class Glm4MoeConfig(BaseModel):
     """The keys of config.json that decide names, shapes and placement."""
 
@@ -74,6 +80,12 @@ class Glm4MoeConfig(BaseModel):
     tie_word_embeddings: bool = False
     torch_dtype: str | None = None
     dtype: str | None = None
+
+    @property
+    def tensor_bound(self) -> int:
+        """At least as many as ``expected_tensors`` would list, without listing them."""
+        layers = self.num_hidden_layers + (self.num_nextn_predict_layers or 0)
+        return layers * (3 * self.n_routed_experts + 20) + 10
 
     @property
     def model_dtype(self) -> str | None:
@@ -157,6 +169,12 @@ def _check_sense(config: Glm4MoeConfig) -> None:
             expected="'bfloat16': the engine then holds the scales in BF16, and they are chosen so",
             found=repr(config.model_dtype),
             hint="take the BF16 release, or set the key to 'bfloat16' if it is wrong",
+        )
+    if config.tensor_bound > MAX_TENSORS:
+        raise contradiction(
+            "num_hidden_layers, n_routed_experts",
+            f"{MAX_TENSORS} tensors at most",
+            f"layers and experts for {config.tensor_bound}",
         )
     if config.first_k_dense_replace >= config.num_hidden_layers:
         raise contradiction(
@@ -293,6 +311,46 @@ def layer_of(name: str) -> int | None:
     """The decoder layer a tensor belongs to, or None outside the layers."""
     match = _LAYER.match(name)
     return int(match[1]) if match else None
+
+
+_IN_LAYER: Final = r"model\.layers\.[0-9]+\."
+_ROLES: Final = re.compile(
+    "|".join(
+        f"(?P<{role.value}>{pattern})"
+        for role, pattern in {
+            Role.ROUTED_EXPERT: _IN_LAYER + r"mlp\.(?:experts|switch_mlp)\.",
+            Role.ATTENTION_BIAS: _IN_LAYER + r"self_attn\.[qkv]_proj\.bias$",
+            Role.ATTENTION_QKV: _IN_LAYER + r"self_attn\.[qkv]_proj\.",
+            Role.ATTENTION_OUT: _IN_LAYER + r"self_attn\.o_proj\.",
+            Role.SHARED_EXPERT: _IN_LAYER + r"mlp\.shared_experts\.",
+            Role.ROUTER_BIAS: _IN_LAYER + r"mlp\.gate\.e_score_correction_bias$",
+            Role.ROUTER: _IN_LAYER + r"mlp\.gate\.",
+            Role.DENSE_MLP: _IN_LAYER + r"mlp\.(?:gate|up|down)_proj\.",
+            Role.NORM: rf"model\.norm\.|{_IN_LAYER}(?:\w+_layernorm|self_attn\.[qk]_norm)\.",
+            Role.EMBEDDING: r"model\.embed_tokens\.",
+            Role.LM_HEAD: r"lm_head\.",
+        }.items()
+    )
+)
+
+
+def role_of(name: str, mtp_layers: Container[int]) -> Role | None:
+    """What a tensor does, by its name alone, whatever a tool has made of its linear.
+
+    A linear's scales, zero points and packed weights have its role, as ``weight_scale`` of
+    ModelSlim, ``qweight`` of GPTQ and AWQ or ``weight_packed`` of compressed-tensors.
+
+    Args:
+        name: The tensor's.
+        mtp_layers: Layers that are MTP layers.
+
+    Returns:
+        The role that ``expected_tensors`` gives the linear or the norm, or None for other names.
+    """
+    if layer_of(name) in mtp_layers:
+        return Role.MTP
+    match = _ROLES.match(name)
+    return Role(match.lastgroup) if match else None
 
 
 def contradicted_key(config: Glm4MoeConfig, name: str) -> str | None:

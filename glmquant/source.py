@@ -87,7 +87,17 @@ class FolderSource:
                     found=f"{len(above)} folders deep" if _is_text(name) else "other bytes",
                     hint="rename it or move it out of the folder",
                 )
-            if entry.is_dir():
+            try:
+                found = entry.stat()
+            except OSError as error:
+                raise CheckpointError(
+                    "a file of the source cannot be looked at",
+                    where=str(folder / entry.name),
+                    expected="a file",
+                    found=f"a dead link ({error.strerror})" if entry.is_symlink() else str(error),
+                    hint="fetch that file again or remove the link",
+                ) from error
+            if stat.S_ISDIR(found.st_mode):
                 inner = Path(entry.path).resolve()
                 if inner in above:
                     raise CheckpointError(
@@ -99,16 +109,6 @@ class FolderSource:
                     )
                 yield from self._walk(Path(entry.path), name + "/", (*above, inner))
                 continue
-            try:
-                found = entry.stat()
-            except OSError as error:
-                raise CheckpointError(
-                    "a file of the source cannot be looked at",
-                    where=str(folder / entry.name),
-                    expected="a file",
-                    found=f"a dead link ({error.strerror})" if entry.is_symlink() else str(error),
-                    hint="fetch that file again or remove the link",
-                ) from error
             if not stat.S_ISREG(found.st_mode):
                 raise CheckpointError(
                     "the source holds something that is not a file",

@@ -227,3 +227,15 @@ def test_the_manifest_is_json_for_anybody(nano: Recorded, tmp_path: Path, glmqua
     text = (tmp_path / "out/glmquant_manifest.json").read_text()
     assert list(json.loads(text)["tensors"]) == sorted(json.loads(text)["tensors"])
     assert str(tmp_path) not in text
+
+
+def test_a_forecast_needs_no_arithmetic(nano: Recorded) -> None:
+    script = (
+        "import sys; from glmquant.cli import main\n"
+        "try: main(['plan', sys.argv[1]])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'llvmlite', 'numba', 'numpy', 'torch'} & sys.modules.keys()\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    words = [sys.executable, "-c", script, str(nano.folder)]
+    subprocess.run(words, env=ENV, check=True, capture_output=True)

@@ -273,6 +273,7 @@ def test_a_tensor_that_is_there_twice(nano: Recorded, glmquant: Run) -> None:
         ({"dtype": "float32"}, "torch_dtype, dtype"),
         ({"hidden_size": "16"}, "hidden_size"),
         ({"hidden_size": 0}, "hidden_size"),
+        ({"num_hidden_layers": 1000, "n_routed_experts": 10_000}, "1000000 tensors at most"),
         ({"num_attention_heads": 3}, "num_attention_heads"),
     ],
 )
@@ -358,6 +359,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, glmquant: Run) -> None:
 def test_a_dead_link_and_a_pipe_among_the_files(nano: Recorded, glmquant: Run) -> None:
     (nano.folder / "merges.txt").symlink_to("../blobs/gone")
     assert "a dead link" in refused_for_a_file(glmquant, nano).stderr
+    (nano.folder / "merges.txt").unlink()
+    (nano.folder / "merges.txt").symlink_to("merges.txt")
+    assert "a dead link (Too many levels" in refused_for_a_file(glmquant, nano).stderr
     (nano.folder / "merges.txt").unlink()
     os.mkfifo(nano.folder / "pipe.txt")
     assert "pipe.txt" in refused_for_a_file(glmquant, nano).stderr

@@ -12,6 +12,8 @@ import click
 
 from glmquant import __version__
 from glmquant.cli.demo import demo
+from glmquant.cli.inspect import inspect
+from glmquant.cli.plan import plan
 from glmquant.cli.progress import emit
 from glmquant.cli.recipes import recipes
 from glmquant.cli.w8a8 import w8a8
@@ -70,5 +72,5 @@ def main() -> None:
     """Prepare GLM-4.5, 4.5-Air, 4.6 and 4.7 weights for Ascend NPUs."""
 
 
-for _command in (w8a8, recipes, demo):
+for _command in (inspect, plan, w8a8, recipes, demo):
     main.add_command(_command)

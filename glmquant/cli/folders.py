@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from glmquant.description import DESCRIPTION_PREFIX
 from glmquant.errors import UsageError
 from glmquant.glm4_moe import CONFIG_FILE, MODEL_TYPE
+from glmquant.reconcile import listing
+from glmquant.survey import looks_like_a_model, printable
 
 
-def choose_source(named: str | None) -> Path:
+def choose_source(named: str | None, verb: str = "w8a8") -> Path:
     """The BF16 folder: the one named, else the only one at or in the working directory.
 
     Args:
         named: What the user typed, or None.
+        verb: The command that asks, for the hint.
 
     Returns:
         A path; a named one is not looked into.
@@ -24,29 +29,52 @@ def choose_source(named: str | None) -> Path:
     Raises:
         UsageError: The named one is not there, or the working directory leaves no one choice.
     """
+    return _choose(named, _is_bf16_folder, verb, "source", "folder with BF16 GLM-4.x weights")
+
+
+def choose_folder(named: str | None, verb: str) -> Path:
+    """The model folder of any format: the one named, else the only one here.
+
+    Args:
+        named: What the user typed, or None.
+        verb: The command that asks, for the hint.
+
+    Returns:
+        A path; a named one is not looked into.
+
+    Raises:
+        UsageError: As ``choose_source``.
+    """
+    return _choose(named, looks_like_a_model, verb, "folder", "model folder")
+
+
+def _choose(
+    named: str | None, is_choice: Callable[[Path], bool], verb: str, noun: str, kind: str
+) -> Path:
     if named is not None:
         with suppress(OSError, ValueError):  # a name that no file can have
             if Path(named).exists():
                 return Path(named)
         raise UsageError(
-            "there is no such source",
+            f"there is no such {noun}",
             where=named,
-            expected="the path of a folder with the BF16 weights",
+            expected=f"the path of a {kind}",
             found="nothing there",
             hint="ls, or name the folder by its whole path",
         )
     here = Path.cwd()
-    if _is_bf16_folder(here):
+    if is_choice(here):
         return here
-    choices = sorted(path for path in here.iterdir() if path.is_dir() and _is_bf16_folder(path))
+    choices = sorted(path for path in here.iterdir() if path.is_dir() and is_choice(path))
     if len(choices) == 1:
         return Path(choices[0].name)
+    first = shlex.quote(printable(choices[0].name)) if choices else "FOLDER"
     raise UsageError(
-        "no source was named, and the working directory leaves no one choice",
+        f"no {noun} was named, and the working directory leaves no one choice",
         where=str(here),
-        expected="one folder with BF16 GLM-4.x weights",
-        found=", ".join(path.name for path in choices) or "none",
-        hint=f"glmquant w8a8 {choices[0].name}" if choices else "glmquant w8a8 FOLDER",
+        expected=f"one {kind}",
+        found=listing((printable(path.name) for path in choices), 20) or "none",
+        hint=f"glmquant {verb} {first}",
     )
 
 

@@ -77,9 +77,7 @@ def w8a8(
     from glmquant.cli.forecast import echo_notes, show
     from glmquant.cli.progress import emit, nbytes_text, progress
     from glmquant.cli.summary import echo_roles, measured_rows
-    from glmquant.execute import execute
     from glmquant.forecast import forecast
-    from glmquant.rates import RateMeter, store_rate
 
     if dry_run or as_json:
         told = forecast(plan, checkpoint, workers=workers)
@@ -95,6 +93,9 @@ def w8a8(
             if as_json:
                 emit("warning", **error.fields())
         return
+
+    from glmquant.execute import execute
+    from glmquant.rates import RateMeter, store_rate
 
     del checkpoint  # tens of MB, for a run of hours
     with progress(as_json) as observer:
