@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from glmquant.errors import NonFiniteError
-from glmquant.kernels import definition, fast
+from glmquant.kernels import fast
+from glmquant.kernels.units import ITEM_NBYTES
 from glmquant.manifest import TensorRecord
+from glmquant.memory import Memory
 from glmquant.plan import Step
 from glmquant.schemes import ScaleChoice, Scheme
 from glmquant.source import BLOCK_NBYTES, FolderSource, source_changed, was_rewritten
 from glmquant.storage import writing
 from glmquant.tensors import TensorRef
-from glmquant.writer import PartFile
+from glmquant.writer import PageStream, PartFile
 
 
 class Stopped(Exception):  # noqa: N818 - no error: another worker failed, or the user stopped us
@@ -39,30 +38,26 @@ class Buffers(threading.local):
     """
 
     def __init__(self) -> None:
-        self._block = bytearray()
-        self.rows = fast.RowBuffers()
-
-    def block(self, nbytes: int) -> memoryview:
-        """Bytes to read into; they hold what was last read."""
-        if len(self._block) < nbytes:
-            self._block = bytearray(nbytes)
-        return memoryview(self._block)[:nbytes]
+        self.read = Memory()
+        self.write = Memory()
+        self.scales = Memory()
+        self.quantizer = fast.RowQuantizer()
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """One source tensor on its way.
+    """Source tensors on their way.
 
     Attributes:
-        step: What it is and what becomes of it.
-        source: Where it is read.
-        part: The shard it is written to.
+        steps: What they are and what becomes of them; all of one shard.
+        source: Where they are read.
+        part: The shard they are written to.
         buffers: The memory for it.
         stop: Set when the work is to be given up.
         advance: Told how many source bytes were read.
     """
 
-    step: Step
+    steps: Sequence[Step]
     source: FolderSource
     part: PartFile
     buffers: Buffers
@@ -76,71 +71,81 @@ class Conversion:
             One record for each output.
 
         Raises:
-            NonFiniteError: The tensor holds NaN or Inf.
+            NonFiniteError: A tensor holds NaN or Inf.
             StorageError: The disk refuses.
             Stopped: ``stop`` was set.
         """
-        if self.step.scheme is Scheme.FLOAT:
-            return [self._copy()]
-        return self._quantize()
+        records = []
+        stream = PageStream(self.part, self.buffers.write)
+        for step in self.steps:
+            make = self._copy if step.scheme is Scheme.FLOAT else self._quantize
+            records += make(step, stream)
+        stream.finish()
+        return records
 
-    def _blocks(self, rows: int, columns: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """First row and ``[rows, columns]`` bits of each block; the next overwrites them.
+    def _blocks(self, ref: TensorRef) -> Iterator[tuple[int, int, int]]:
+        """First row, rows and bytes of each block.
 
         A row longer than a block is read whole, since its scale needs all of it.
         """
-        ref = self.step.source
-        dtype = definition.bits_dtype(ref.dtype)
-        row_nbytes = columns * dtype.itemsize
+        columns = ref.shape[-1] if ref.shape else 1
+        rows = prod(ref.shape) // columns
+        row_nbytes = columns * ITEM_NBYTES[ref.dtype]
         per_block = min(rows, max(1, BLOCK_NBYTES // row_nbytes))
-        buffer = self.buffers.block(per_block * row_nbytes)
         for row in range(0, rows, per_block):
             if self.stop.is_set():
                 raise Stopped
             count = min(per_block, rows - row)
-            view = buffer[: count * row_nbytes]
-            self.source.read_into(ref.file, ref.offset + row * row_nbytes, view)
-            yield row, np.frombuffer(view, dtype).reshape(count, columns)
-            self.advance(len(view))
+            yield row, count, count * row_nbytes
+            self.advance(count * row_nbytes)
 
-    def _copy(self) -> TensorRecord:
-        ref, (output,) = self.step.source, self.step.outputs
+    def _copy(self, step: Step, stream: PageStream) -> list[TensorRecord]:
+        ref, (output,) = step.source, step.outputs
         digest = xxhash.xxh3_128()
-        offset = output.offset
-        columns = ref.shape[-1] if ref.shape else 1
-        for row, bits in self._blocks(prod(ref.shape) // columns, columns):
-            if not fast.is_finite(bits, ref.dtype):
-                raise _non_finite(ref, bits, row)
-            data = bits.data.cast("B")
-            digest.update(data)
-            self.part.write(offset, data)
-            offset += len(data)
+        offset, item_nbytes = ref.offset, ITEM_NBYTES[ref.dtype]
+        longest = min(ref.nbytes, max(BLOCK_NBYTES, ref.nbytes // max(1, prod(ref.shape[:-1]))))
+        stream.move_to(output.offset, longest)
+        for row, _, nbytes in self._blocks(ref):
+            room = stream.room(nbytes)
+            self.source.read_into(ref.file, offset, room)
+            if not fast.is_finite(stream.address, ref.dtype, nbytes // item_nbytes):
+                raise _non_finite(ref, room, row)
+            digest.update(room)
+            stream.put(nbytes)
+            offset += nbytes
         same = digest.hexdigest()
-        return TensorRecord(ref.name, self.step.scheme.value, ref.name, same, same)
+        return [TensorRecord(ref.name, step.scheme.value, ref.name, same, same)]
 
-    def _quantize(self) -> list[TensorRecord]:
-        ref = self.step.source
-        weight, scale, offset = self.step.outputs
-        rows, columns = ref.shape
-        scales = np.empty(rows, np.float32)
-        sums = definition.no_sums()
-        is_searched = self.step.scale is ScaleChoice.MSE
+    def _quantize(self, step: Step, stream: PageStream) -> list[TensorRecord]:
+        ref, buffers = step.source, self.buffers
+        weight, scale, offset = step.outputs
+        columns = ref.shape[1]
+        row_nbytes = columns * ITEM_NBYTES[ref.dtype]
+        buffers.read.fit(max(BLOCK_NBYTES, row_nbytes))
+        buffers.scales.fit(scale.nbytes)
+        sums = fast.Sums()
         read, written = xxhash.xxh3_128(), xxhash.xxh3_128()
-        for row, bits in self._blocks(rows, columns):
-            block = fast.quantize_rows(
-                bits, ref.dtype, is_searched=is_searched, sums=sums, buffers=self.buffers.rows
-            )
-            if block is None:
-                raise _non_finite(ref, bits, row)
-            read.update(bits.data.cast("B"))
-            data = block.weight.data.cast("B")
-            written.update(data)
-            self.part.write(weight.offset + row * columns, data)
-            scales[row : row + len(bits)] = block.scale
-        scale_data = scales.astype("<f4").tobytes()
-        self.part.write(scale.offset, scale_data)
+        stream.move_to(weight.offset, max(BLOCK_NBYTES // 2, columns))
+        for row, count, nbytes in self._blocks(ref):
+            block = buffers.read.view[:nbytes]
+            self.source.read_into(ref.file, ref.offset + row * row_nbytes, block)
+            if not buffers.quantizer.quantize(
+                buffers.read.address,
+                ref.dtype,
+                (count, columns),
+                weight=stream.address,
+                scale=buffers.scales.address + 4 * row,
+                sums=sums,
+                is_searched=step.scale is ScaleChoice.MSE,
+            ):
+                raise _non_finite(ref, block, row)
+            read.update(block)
+            written.update(stream.room(count * columns))
+            stream.put(count * columns)
+        scales = buffers.scales.view[: scale.nbytes]
+        self.part.write(scale.offset, scales)
         sqnr_db, max_error = _figures(sums)
-        kind, made_of, read_digest = self.step.scheme.value, ref.name, read.hexdigest()
+        kind, made_of, read_digest = step.scheme.value, ref.name, read.hexdigest()
         zeros = bytes(offset.nbytes)  # not written: a part file is zero where nothing is written
         return [
             TensorRecord(
@@ -148,7 +153,7 @@ class Conversion:
             ),
             *(
                 TensorRecord(name, kind, made_of, read_digest, xxhash.xxh3_128(data).hexdigest())
-                for name, data in ((scale.name, scale_data), (offset.name, zeros))
+                for name, data in ((scale.name, scales), (offset.name, zeros))
             ),
         ]
 
@@ -188,17 +193,23 @@ def copy_file(source: FolderSource, name: str, path: Path, advance: Callable[[in
     return digest.hexdigest()
 
 
-def _figures(sums: NDArray[np.float64]) -> tuple[float | None, float]:
+def _figures(sums: fast.Sums) -> tuple[float | None, float]:
     """SQNR in dB, None where nothing was lost, and the largest absolute error."""
-    signal, noise, worst = sums.tolist()
-    sqnr = round(10 * math.log10(signal / noise), 3) if noise and signal else None
-    return sqnr, float(f"{worst * 2.0**-definition.ERROR_BITS:.6g}")
+    has_noise = sums.noise and sums.signal
+    sqnr_db = round(10 * math.log10(sums.signal / sums.noise), 3) if has_noise else None
+    return sqnr_db, float(f"{sums.worst:.6g}")
 
 
-def _non_finite(ref: TensorRef, bits: NDArray[Any], first_row: int) -> NonFiniteError:
-    position = definition.first_non_finite(bits, ref.dtype)
-    row, column = divmod(position or 0, bits.shape[1])
-    value = definition.to_f32(bits, ref.dtype)[row, column]
+def _non_finite(ref: TensorRef, block: memoryview, first_row: int) -> NonFiniteError:
+    import numpy as np
+
+    from glmquant.kernels import definition
+
+    bits = np.frombuffer(block, definition.bits_dtype(ref.dtype))
+    columns = ref.shape[-1] if ref.shape else 1
+    position = definition.first_non_finite(bits, ref.dtype) or 0
+    row, column = divmod(position, columns)
+    value = definition.to_f32(bits[position : position + 1], ref.dtype)[0]
     place = f"row {first_row + row}, column {column}" if len(ref.shape) > 1 else f"element {column}"
     return NonFiniteError(
         "a weight is not finite",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from glmquant.kernels import fast
 from glmquant.manifest import ARITHMETIC, MANIFEST_FILE, TensorRecord, encode_manifest
 from glmquant.observer import Observer
 from glmquant.ownership import clear_place, clear_target, listed_files, remove_files
-from glmquant.plan import Plan, ShardPlan
+from glmquant.plan import Plan, ShardPlan, Step
 from glmquant.resume import begin_or_resume, confirm_finished, digest_of_digests
 from glmquant.source import FolderSource, file_stamp, source_changed, was_rewritten
 from glmquant.target import TargetState, admit, locked_folder, refuse_overlap
@@ -37,6 +38,9 @@ from glmquant.writer import PartFile, remove_parts, write_file
 
 SHARDS_IN_FLIGHT: Final = 2
 """The next shard begins while the last tensors of one are made and its bytes made durable."""
+
+BATCH_NBYTES: Final = 4 << 20
+"""Source bytes that a worker takes at a time, or more for a larger tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +180,25 @@ def _write_shards(
             run = _ShardRun(shard, part)
             running.append(run)
             part.write(0, shard.header)
-            for step in shard.steps:
-                conversion = Conversion(step, source, part, buffers, stop, observer.advance)
+            for steps in _batches(shard.steps):
+                conversion = Conversion(steps, source, part, buffers, stop, observer.advance)
                 run.futures.append(_submit(pool, conversion))
         while running:
             _commit(running, source, journal, observer)
+
+
+def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
+    """Steps in their order, small tensors together: handing one over takes longer than its work."""
+    batch: list[Step] = []
+    nbytes = 0
+    for step in steps:
+        batch.append(step)
+        nbytes += step.source.nbytes
+        if nbytes >= BATCH_NBYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
 
 
 def _submit(pool: ThreadPoolExecutor, conversion: Conversion) -> Future[list[TensorRecord]]:

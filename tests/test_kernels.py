@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from glmquant.kernels import definition, fast
 from glmquant.kernels.definition import QuantizedRows
 from glmquant.source import BLOCK_NBYTES
+from tests import rows as fast_rows
+from tests.rows import is_finite, quantize_rows
 from tests.strategies import (
     DTYPES,
     EXPONENT_BITS,
@@ -27,7 +29,7 @@ from tests.strategies import (
     word,
 )
 
-MODULES = pytest.mark.parametrize("module", [definition, fast], ids=["definition", "fast"])
+MODULES = pytest.mark.parametrize("module", [definition, fast_rows], ids=["definition", "fast"])
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 BOTH = given(weight=st.one_of(weights(), bit_patterns()))
 
@@ -63,7 +65,7 @@ def as_lists(result: QuantizedRows) -> list[Any]:
 
 def assert_fast_is_definition(weight: Weight, *, is_searched: bool = False) -> None:
     plain = definition.quantize_rows(weight.bits, weight.dtype, is_searched=is_searched)
-    found = fast.quantize_rows(weight.bits, weight.dtype, is_searched=is_searched)
+    found = quantize_rows(weight.bits, weight.dtype, is_searched=is_searched)
     assert found is not None
     assert as_lists(found) == as_lists(plain)
 
@@ -264,12 +266,12 @@ def test_a_searched_row_is_never_worse_than_the_plain_one(weight: Weight) -> Non
 def test_the_search_gains_what_the_recipe_says_on_gaussian_rows(
     columns: int, gain_db: float
 ) -> None:
-    rows = np.stack([row_of_kind("gaussian", "BF16", columns, seed) for seed in range(64)])
-    sums = []
+    weight = np.stack([row_of_kind("gaussian", "BF16", columns, seed) for seed in range(64)])
+    sums: list[fast.Sums] = []
     for is_searched in (False, True):
-        sums.append(definition.no_sums())
-        assert fast.quantize_rows(rows, "BF16", is_searched=is_searched, sums=sums[-1]) is not None
-    plain, searched = (float(10 * np.log10(signal / noise)) for signal, noise, _ in sums)
+        sums.append(fast.Sums())
+        assert quantize_rows(weight, "BF16", is_searched=is_searched, sums=sums[-1]) is not None
+    plain, searched = (float(10 * np.log10(each.signal / each.noise)) for each in sums)
     assert searched - plain > gain_db
 
 
@@ -281,12 +283,11 @@ def test_error_figures_do_not_depend_on_where_a_block_ends(
     expected = definition.no_sums()
     definition.add_rows(expected, definition.quantize_rows(weight.bits, weight.dtype))
     cut = data.draw(st.integers(0, len(weight.bits)))
-    found = definition.no_sums()
-    buffers = fast.RowBuffers()
+    found, quantizer = fast.Sums(), fast.RowQuantizer()
     for part in (weight.bits[:cut], weight.bits[cut:]):
         if len(part):
-            fast.quantize_rows(part, weight.dtype, sums=found, buffers=buffers)
-    assert found.tobytes() == expected.tobytes()
+            quantize_rows(part, weight.dtype, sums=found, quantizer=quantizer)
+    assert [found.signal, found.noise, found.worst * 2**9] == expected.tolist()
 
 
 @EACH_DTYPE
@@ -298,8 +299,8 @@ def test_one_nan_or_inf_anywhere_is_found(dtype: str, position: int, kind: str, 
     extra = {"inf": 0, "nan": 1, "quiet nan": 1 << (MANTISSA_BITS[dtype] - 1)}[kind]
     rows.reshape(-1)[position] = infinity(dtype) + extra + sign * sign_bit(dtype)
     assert definition.first_non_finite(rows, dtype) == position
-    assert not fast.is_finite(rows, dtype)
-    assert fast.quantize_rows(rows, dtype) is None
+    assert not is_finite(rows, dtype)
+    assert quantize_rows(rows, dtype) is None
 
 
 @EACH_DTYPE
@@ -307,8 +308,8 @@ def test_the_largest_finite_number_of_either_sign_is_finite(dtype: str) -> None:
     largest = infinity(dtype) - 1
     rows = np.array([largest, largest | sign_bit(dtype)], word(dtype))
     assert definition.first_non_finite(rows, dtype) is None
-    assert fast.is_finite(rows, dtype)
-    assert fast.quantize_rows(rows[None], dtype) is not None
+    assert is_finite(rows, dtype)
+    assert quantize_rows(rows[None], dtype) is not None
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -323,7 +324,7 @@ def test_is_finite_and_first_non_finite_agree_with_numpy(
     bad = np.flatnonzero(~np.isfinite(definition.to_f32(bits, weight.dtype)))
     first = int(bad[0]) if len(bad) else None
     assert definition.first_non_finite(bits, weight.dtype) == first
-    assert fast.is_finite(bits, weight.dtype) is (first is None)
+    assert is_finite(bits, weight.dtype) is (first is None)
 
 
 @EACH_DTYPE

@@ -73,8 +73,8 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 @pytest.mark.slow
 def test_a_second_process_needs_neither_numba_nor_a_compiler(tmp_path: Path) -> None:
     script = (
-        "import sys; from glmquant.kernels import fast; import numpy as np\n"
-        "rows = fast.quantize_rows(np.array([[0x3F80, 0xBF00]], '<u2'), 'BF16')\n"
+        "import sys; import numpy as np; from tests.rows import quantize_rows\n"
+        "rows = quantize_rows(np.array([[0x3F80, 0xBF00]], '<u2'), 'BF16')\n"
         "print(rows.weight.tolist(), 'numba' in sys.modules)"
     )
     env = {**ENV, "XDG_CACHE_HOME": str(tmp_path)}

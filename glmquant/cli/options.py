@@ -10,8 +10,11 @@ import click
 
 
 def default_workers() -> int:
-    """One thread for each core that this process may use, 8 at most."""
-    return min(8, len(os.sched_getaffinity(0)))
+    """Two threads for each core that this process may use, 16 at most.
+
+    A thread that writes waits for the disk, and another then has the core.
+    """
+    return min(16, 2 * len(os.sched_getaffinity(0)))
 
 
 source_argument = click.argument("source", required=False)
@@ -29,7 +32,7 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=default_workers,
-    help="Threads. The bytes are the same for any number.  [default: the cores, 8 at most]",
+    help="Threads. The bytes are the same for any number.  [default: twice the cores, 16 at most]",
 )
 embed_option = click.option(
     "--embed-quant-config",

@@ -21,8 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ERROR_BITS: Final = 9
-"""Values and errors are counted in 2^-9 of a step."""
+from glmquant.kernels.units import ERROR_BITS, INFINITY, MAGNITUDE
 
 LEAST_SCALE: Final = np.float32(2.0**-100)
 BOOST: Final = np.float32(2.0**64)
@@ -58,18 +57,9 @@ class QuantizedRows(NamedTuple):
     worst: NDArray[np.int32]
 
 
-_INFINITY: Final = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
-_MAGNITUDE: Final = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF}
-
-
 def bits_dtype(dtype: str) -> np.dtype[Any]:
     """The unsigned NumPy dtype, little-endian, in which a float dtype is read from disk."""
     return np.dtype("<u4" if dtype == "F32" else "<u2")
-
-
-def magnitude_limits(dtype: str) -> tuple[int, int]:
-    """The mask that drops the sign, and the magnitude from which on a value is not finite."""
-    return _MAGNITUDE[dtype], _INFINITY[dtype]
 
 
 def first_non_finite(bits: FloatBits, dtype: str) -> int | None:
@@ -79,8 +69,7 @@ def first_non_finite(bits: FloatBits, dtype: str) -> int | None:
         bits: Any shape, as ``bits_dtype`` says.
         dtype: ``BF16``, ``F16`` or ``F32``.
     """
-    mask, limit = magnitude_limits(dtype)
-    bad = np.flatnonzero((bits.reshape(-1) & mask) >= limit)
+    bad = np.flatnonzero((bits.reshape(-1) & MAGNITUDE[dtype]) >= INFINITY[dtype])
     return int(bad[0]) if len(bad) else None
 
 

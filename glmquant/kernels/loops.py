@@ -22,13 +22,12 @@ from numba.extending import intrinsic
 
 from glmquant.kernels.definition import (
     BOOST,
-    ERROR_BITS,
     LEAST_SCALE,
     SEARCH_DOWN,
     SEARCH_MARGIN,
     SEARCH_UP,
-    magnitude_limits,
 )
+from glmquant.kernels.units import ERROR_BITS, INFINITY, MAGNITUDE
 
 _UNITS: Final = np.float32(1 << ERROR_BITS)
 _STEP: Final = np.float32(1 / (1 << ERROR_BITS))
@@ -39,8 +38,8 @@ _ROUNDER: Final = np.float32(1.5 * 2**23)
 are that integer."""
 _CHUNK: Final = 1 << 14
 """So many squares fit into 32 bits: of int8, or of errors of half a step."""
-_CLIPPED_CHUNK: Final = 1 << 9
-"""So many products of an int8 and an error of 64 steps do."""
+_SHORT_CHUNK: Final = 1 << 9
+"""So many products of an int8 and 15 bits do: an error of 64 steps, or half a value."""
 
 _compiled: Final = njit(nogil=True, error_model="numpy")
 
@@ -63,22 +62,24 @@ _low_16: Final = _cast(ir.IntType(16), types.int16, types.int32, truncate=True)
 _low_8: Final = _cast(ir.IntType(8), types.int8, types.int32, truncate=True)
 
 
-def _in_32_bits(operation: str) -> Any:
-    """An intrinsic on int32 that stays int32; numba's own operators widen to 64 bits."""
+def _narrow(operation: str, number: Any) -> Any:
+    """An intrinsic that stays as narrow as its operands; numba's operators widen to 64 bits."""
 
     def typing(typing_context: Any, left: Any, right: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return getattr(builder, operation)(*arguments)
 
-        return types.int32(types.int32, types.int32), build
+        return number(number, number), build
 
     return intrinsic(typing)
 
 
-_add: Final = _in_32_bits("add")
-_subtract: Final = _in_32_bits("sub")
-_multiply: Final = _in_32_bits("mul")
-_shift_left: Final = _in_32_bits("shl")
+_add: Final = _narrow("add", types.int32)
+_subtract: Final = _narrow("sub", types.int32)
+_multiply: Final = _narrow("mul", types.int32)
+_shift_left: Final = _narrow("shl", types.int32)
+_add_16: Final = _narrow("add", types.int16)
+_shift_left_16: Final = _narrow("shl", types.int16)
 
 
 @_compiled
@@ -179,10 +180,31 @@ def _worst(errors: Any) -> Any:
 
 
 @_compiled
+def _half_signal(weight: Any, errors: Any) -> Any:
+    """Σ q (256 q + e) in 32 bits; the bracket fits into 16, since no element is clipped."""
+    total = np.int32(0)
+    for column in range(weight.shape[0]):
+        value = np.int16(weight[column])
+        factor = _add_16(_shift_left_16(value, np.int16(ERROR_BITS - 1)), errors[column])
+        total = _add(total, _multiply(np.int32(factor), np.int32(value)))
+    return total
+
+
+@_compiled
+def _unclipped_signal(weight: Any, errors: Any, noise: Any) -> Any:
+    """Σ (512 q + e)² = 1024 Σ q (256 q + e) + Σ e²."""
+    total = np.int64(0)
+    for begin in range(0, weight.shape[0], _SHORT_CHUNK):
+        end = begin + _SHORT_CHUNK
+        total += np.int64(_half_signal(weight[begin:end], errors[begin:end]))
+    return (total << (ERROR_BITS + 1)) + noise
+
+
+@_compiled
 def _signal(weight: Any, errors: Any, noise: Any) -> Any:
     """Σ (512 q + e)² from Σ q², Σ q e and Σ e²."""
     squares = _chunked_sum(weight, weight, _CHUNK)
-    mixed = _chunked_sum(weight, errors, _CLIPPED_CHUNK)
+    mixed = _chunked_sum(weight, errors, _SHORT_CHUNK)
     return (squares << (2 * ERROR_BITS)) + (mixed << (ERROR_BITS + 1)) + noise
 
 
@@ -256,6 +278,7 @@ def _row(
     if is_bf16 and not is_small and not is_searched:  # largest / scale is less than 127.25
         _round_unclipped(bits, scale, weight, errors)
         noise = _chunked_sum(errors, errors, _CHUNK)
+        signal = _unclipped_signal(weight, errors, noise)
     else:
         if is_small:
             scale = scale if scale > np.float32(0) else np.float32(1)
@@ -265,14 +288,16 @@ def _row(
                 scale = _search(bits, values, is_bf16, scale, weight, errors, squares)
             _round(bits, values, is_bf16, scale, weight, errors)
         noise = _wide_noise(errors)
-    return scale, _signal(weight, errors, noise), noise, _worst(errors)
+        signal = _signal(weight, errors, noise)
+    return scale, signal, noise, _worst(errors)
 
 
 def _quantizer(size: int) -> Callable[..., int]:
     """The function for BF16 words (16) or F32 words (32)."""
     is_bf16 = size == 16
     word = np.uint16 if is_bf16 else np.uint32
-    magnitude, infinity = (word(value) for value in magnitude_limits("BF16" if is_bf16 else "F32"))
+    dtype = "BF16" if is_bf16 else "F32"
+    magnitude, infinity = word(MAGNITUDE[dtype]), word(INFINITY[dtype])
     largest_of = _largest_16 if is_bf16 else _largest_32
     shift = np.uint32(32 - size)
 

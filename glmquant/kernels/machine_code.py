@@ -58,7 +58,7 @@ def kernels() -> Kernels:
 
 def _cache_name() -> str:
     made_for = hashlib.sha256(repr((llvmlite.__version__, *_processor())).encode())
-    for module in ("definition.py", "loops.py", "machine_code.py"):
+    for module in ("definition.py", "loops.py", "machine_code.py", "units.py"):
         made_for.update(Path(__file__).with_name(module).read_bytes())
     return f"kernels-{made_for.hexdigest()[:24]}"
 

@@ -28,9 +28,7 @@ DEFAULT_CONTESTANTS = "cp,cp+sync,glmquant,torch-loop,llm-compressor"
 DEFAULT_KINDS = "many-experts,wide-rows"
 
 
-@click.command(
-    epilog="Example: python tools/bench.py --sizes 0.8,1.6,2.4"
-)
+@click.command(epilog="Example: python tools/bench.py --sizes 0.8,1.6,2.4")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Counted.")
 @click.option(
     "--contestants",
