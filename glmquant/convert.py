@@ -23,8 +23,9 @@ from glmquant.plan import Step
 from glmquant.schemes import ScaleChoice, Scheme
 from glmquant.source import BLOCK_NBYTES, FolderSource, source_changed, was_rewritten
 from glmquant.storage import writing
+from glmquant.stream import PageStream
 from glmquant.tensors import TensorRef
-from glmquant.writer import PageStream, PartFile
+from glmquant.writer import PartFile
 
 
 class Stopped(Exception):  # noqa: N818 - no error: another worker failed, or the user stopped us

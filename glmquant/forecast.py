@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Final
 
 from glmquant.checkpoint import Checkpoint
-from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, Role, expected_tensors, layer_of
+from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, Role, expected_tensors
 from glmquant.jsontext import parse_object
 from glmquant.machines import LAYOUTS
 from glmquant.plan import Plan, Step
@@ -20,6 +20,7 @@ from glmquant.rates import REFERENCES, Rate, load_rate
 from glmquant.schemes import Scheme, output_tensors
 from glmquant.sizing import Fit, TensorGroup, fit_layout
 from glmquant.target import peak_disk_nbytes
+from glmquant.tensor_names import layer_of
 from glmquant.tensors import tensor_nbytes
 
 MOST_CONTEXT: Final = 131_072

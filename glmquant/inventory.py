@@ -15,13 +15,12 @@ from glmquant.glm4_moe import (
     MAX_TENSORS,
     Glm4MoeConfig,
     expected_tensors,
-    layer_of,
     optional_mtp_weights,
-    role_of,
 )
 from glmquant.index import INDEX_FILE
 from glmquant.reconcile import listing
 from glmquant.survey import Finding, Survey
+from glmquant.tensor_names import layer_of, role_of
 from glmquant.tensors import FLOAT_DTYPES, TensorRef
 
 OTHER_ROLE: Final = "other"

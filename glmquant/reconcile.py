@@ -15,12 +15,11 @@ from glmquant.glm4_moe import (
     CONFIG_FILE,
     ExpectedTensor,
     Glm4MoeConfig,
-    contradicted_key,
     expected_tensors,
-    layer_of,
     mtp_layers,
 )
 from glmquant.index import INDEX_FILE
+from glmquant.tensor_names import contradicted_key, layer_of
 from glmquant.tensors import FLOAT_DTYPES, TensorRef
 
 Shards = dict[str, tuple[TensorRef, ...]]

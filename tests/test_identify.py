@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from glmquant.errors import CheckpointError, HeaderError
 from glmquant.gguf import GgufHead, read_gguf
-from glmquant.glm4_moe import Glm4MoeConfig, expected_tensors, mtp_layers, role_of
+from glmquant.glm4_moe import Glm4MoeConfig, expected_tensors, mtp_layers
 from glmquant.identify import Identity, identify
 from glmquant.inventory import take_inventory
 from glmquant.releases import RELEASES, fitting_releases
 from glmquant.source import FolderSource
 from glmquant.survey import Finding, Survey, survey
+from glmquant.tensor_names import role_of
 from tests.builders import LAYOUTS, TINY, build_checkpoint, layout_config
 from tests.conftest import Ran
 from tests.foreign import FOREIGN, GGUF_FIELDS, edit_config, gguf_bytes, modelslim
