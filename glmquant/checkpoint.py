@@ -21,10 +21,8 @@ from glmquant.errors import (
 )
 from glmquant.glm4_moe import CONFIG_FILE, ExpectedTensor, Glm4MoeConfig, parse_config
 from glmquant.header import read_header
-from glmquant.identify import identify
 from glmquant.index import INDEX_FILE, is_shard_name, parse_index
 from glmquant.jsontext import MAX_JSON_NBYTES
-from glmquant.markings import FLOAT_FORMATS, Format
 from glmquant.reconcile import (
     Shards,
     count_mtp_layers,
@@ -37,8 +35,8 @@ from glmquant.reconcile import (
     require_shards,
     require_single_copies,
 )
+from glmquant.sidefiles import UNFINISHED
 from glmquant.source import FileStamp, FolderSource
-from glmquant.survey import UNFINISHED, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +197,10 @@ def _naming_the_format(source: FolderSource) -> Iterator[None]:
 
 def _held(source: FolderSource) -> str | None:
     """What a folder that is no BF16 source holds, in words; None where that cannot be told."""
+    from glmquant.identify import identify  # for refusals alone: a plan is to begin at once
+    from glmquant.markings import FLOAT_FORMATS, Format
+    from glmquant.survey import survey
+
     try:
         identity = identify(survey(source))
     except GlmquantError:

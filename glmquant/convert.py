@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -51,6 +51,7 @@ class Conversion:
 
     Attributes:
         steps: What they are and what becomes of them; all of one shard.
+        places: Where each output lies in it.
         source: Where they are read.
         part: The shard they are written to.
         buffers: The memory for it.
@@ -59,6 +60,7 @@ class Conversion:
     """
 
     steps: Sequence[Step]
+    places: Mapping[str, TensorRef]
     source: FolderSource
     part: PartFile
     buffers: Buffers
@@ -101,7 +103,7 @@ class Conversion:
             self.advance(count * row_nbytes)
 
     def _copy(self, step: Step, stream: PageStream) -> list[TensorRecord]:
-        ref, (output,) = step.source, step.outputs
+        ref, output = step.source, self.places[step.outputs[0].name]
         digest = xxhash.xxh3_128()
         offset, item_nbytes = ref.offset, ITEM_NBYTES[ref.dtype]
         longest = min(ref.nbytes, max(BLOCK_NBYTES, ref.nbytes // max(1, prod(ref.shape[:-1]))))
@@ -119,7 +121,7 @@ class Conversion:
 
     def _quantize(self, step: Step, stream: PageStream) -> list[TensorRecord]:
         ref, buffers = step.source, self.buffers
-        weight, scale, offset = step.outputs
+        weight, scale, offset = (self.places[output.name] for output in step.outputs)
         columns = ref.shape[1]
         row_nbytes = columns * ITEM_NBYTES[ref.dtype]
         buffers.read.fit(max(BLOCK_NBYTES, row_nbytes))
@@ -144,7 +146,7 @@ class Conversion:
             written.update(stream.room(count * columns))
             stream.put(count * columns)
         scales = buffers.scales.view[: scale.nbytes]
-        self.part.write(scale.offset, scales)
+        self.part.write_edge(scale.offset, scales)
         sqnr_db, max_error = _figures(sums)
         kind, made_of, read_digest = step.scheme.value, ref.name, read.hexdigest()
         zeros = bytes(offset.nbytes)  # not written: a part file is zero where nothing is written

@@ -180,8 +180,11 @@ def _write_shards(
             run = _ShardRun(shard, part)
             running.append(run)
             part.write(0, shard.header)
+            places = shard.places()
             for steps in _batches(shard.steps):
-                conversion = Conversion(steps, source, part, buffers, stop, observer.advance)
+                conversion = Conversion(
+                    steps, places, source, part, buffers, stop, observer.advance
+                )
                 run.futures.append(_submit(pool, conversion))
         while running:
             _commit(running, source, journal, observer)

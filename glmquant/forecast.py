@@ -167,7 +167,7 @@ def peak_memory_nbytes(plan: Plan, workers: int) -> int:
     """What a run of this plan takes at most, resident.
 
     Measured: 113 MB for 5,637 tensors and 4 workers, 300 MB for 130,865; compiling the kernels,
-    once on a machine, takes 271 MB.
+    once on a machine, takes 271 MB. A tensor's scales and edges wait for the end of its shard.
     """
     tensors = sum(len(step.outputs) for shard in plan.shards for step in shard.steps)
     return max(280_000_000, 110_000_000 + 6_000_000 * workers + 1_500 * tensors)

@@ -10,7 +10,6 @@ import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from json.encoder import encode_basestring as _quoted
 from math import prod
 from operator import itemgetter
@@ -129,21 +128,18 @@ def _parse_entry(file: str, name: str, entry: Any, begin: int) -> TensorRef:
     return TensorRef(name, dtype, tuple(shape), file, begin + offset, end - offset)
 
 
-def build_header(
-    file: str, tensors: Iterable[tuple[str, str, tuple[int, ...]]]
-) -> tuple[bytes, tuple[TensorRef, ...]]:
-    """The header of a shard to be written, and where each tensor will lie.
+def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """The header of a shard to be written.
 
     Wide dtypes come first and names break ties, as in ``safetensors.serialize_file``: every tensor
     is then aligned to its element size, which a zero-copy ``view`` of torch needs.
 
     Args:
-        file: Name of the shard, for the refs.
         tensors: ``(name, dtype, shape)``.
 
     Returns:
         The header's bytes with their length prefix, padded with spaces to a multiple of 8, and
-        the refs in order of their bytes, offsets counted from the start of the file.
+        the length of the data behind it; ``read_header`` says where each tensor lies.
     """
     by_dtype: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for tensor in tensors:
@@ -155,7 +151,6 @@ def build_header(
     ]
     entries = ['{"__metadata__":{"format":"pt"}']
     end = 0
-    ends = [0]
     known: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
     for name, dtype, shape in ordered:
         if (kind := (dtype, shape)) not in known:
@@ -165,12 +160,6 @@ def build_header(
         begin = end
         end += nbytes
         entries.append(f"{_quoted(name)}{text}{begin},{end}]}}")
-        ends.append(end)
     data = ",".join(entries).encode() + b"}"
     data += b" " * (-len(data) % 8)
-    begin = 8 + len(data)
-    refs = tuple(
-        TensorRef(name, dtype, shape, file, begin + offset, end - offset)
-        for (name, dtype, shape), (offset, end) in zip(ordered, pairwise(ends), strict=True)
-    )
-    return struct.pack("<Q", len(data)) + data, refs
+    return struct.pack("<Q", len(data)) + data, end

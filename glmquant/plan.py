@@ -25,7 +25,7 @@ from glmquant.description import (
 )
 from glmquant.errors import CheckpointError, NoMtpError, RecipeError
 from glmquant.glm4_moe import CONFIG_FILE, Role, mtp_layers, optional_mtp_weights
-from glmquant.header import build_header
+from glmquant.header import build_header, read_header
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.jsontext import dump_object, parse_object
 from glmquant.manifest import MANIFEST_FILE
@@ -50,14 +50,14 @@ class Step(NamedTuple):
         role: What it does in the model.
         scheme: What becomes of it.
         scale: How the scales of a quantized one are chosen.
-        outputs: The tensors to be written, the weight first, with their places.
+        outputs: The tensors to be written, the weight first; ``ShardPlan.places`` says where.
     """
 
     source: TensorRef
     role: Role
     scheme: Scheme
     scale: ScaleChoice
-    outputs: tuple[TensorRef, ...]
+    outputs: tuple[OutputTensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,15 @@ class ShardPlan:
     header: bytes
     nbytes: int
     steps: tuple[Step, ...]
+
+    def places(self) -> dict[str, TensorRef]:
+        """Where each output tensor lies, by name; worked out anew, since it is needed once."""
+
+        def read(offset: int, nbytes: int) -> bytes:
+            return self.header[offset : offset + nbytes]
+
+        tensors = read_header(self.file, self.nbytes, read).tensors
+        return {ref.name: ref for ref in tensors}
 
     @property
     def source_nbytes(self) -> int:
@@ -222,7 +231,7 @@ def make_plan(
 
 
 def _manifest_bound(shards: tuple[ShardPlan, ...], copied: dict[str, int]) -> int:
-    names = [ref.name for shard in shards for step in shard.steps for ref in step.outputs]
+    names = [each.name for shard in shards for step in shard.steps for each in step.outputs]
     lines = 2 * sum(map(len, names)) + 320 * len(names)
     return 4096 + 256 * (len(shards) + len(copied)) + lines
 
@@ -310,7 +319,7 @@ def _plan_shard(
     checkpoint: Checkpoint,
     rules: dict[Role, Rule],
 ) -> ShardPlan:
-    made: list[tuple[TensorRef, Role, Rule, tuple[OutputTensor, ...]]] = []
+    steps: list[Step] = []
     outputs: list[OutputTensor] = []
     expected = checkpoint.expected
     for ref in refs:
@@ -318,16 +327,11 @@ def _plan_shard(
         role = expected[name].role
         rule = rules[role]
         tensors = output_tensors(rule.scheme, name, dtype, shape)
-        made.append((ref, role, rule, tensors))
+        steps.append(Step(ref, role, rule.scheme, rule.scale, tensors))
         outputs += tensors
-    header, placed = build_header(file, outputs)
-    place = {ref.name: ref for ref in placed}
-    steps = tuple(
-        Step(ref, role, rule.scheme, rule.scale, tuple([place[each.name] for each in tensors]))
-        for ref, role, rule, tensors in made
-    )
-    nbytes = placed[-1].offset + placed[-1].nbytes if placed else len(header)
-    return ShardPlan(file, source_file, checkpoint.stamps[source_file], header, nbytes, steps)
+    header, data_nbytes = build_header(outputs)
+    stamp = checkpoint.stamps[source_file]
+    return ShardPlan(file, source_file, stamp, header, len(header) + data_nbytes, tuple(steps))
 
 
 def _describe(
@@ -347,9 +351,13 @@ def _describe(
 
 
 def _index_data(shards: tuple[ShardPlan, ...]) -> bytes:
-    outputs = [ref for shard in shards for step in shard.steps for ref in step.outputs]
-    weight_map = {ref.name: ref.file for ref in outputs}
-    return build_index(weight_map, sum(ref.nbytes for ref in outputs))
+    weight_map = {
+        output.name: shard.file
+        for shard in shards
+        for step in shard.steps
+        for output in step.outputs
+    }
+    return build_index(weight_map, sum(shard.nbytes - len(shard.header) for shard in shards))
 
 
 def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | None) -> bytes:

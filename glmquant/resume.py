@@ -123,8 +123,7 @@ def output_is_whole(
             return False
         return all(
             _digest_range(output, shard.file, ref.offset, ref.nbytes, observer) == wanted[ref.name]
-            for step in shard.steps
-            for ref in step.outputs
+            for ref in shard.places().values()
         )
     except StorageError:
         return False

@@ -28,6 +28,9 @@ WEIGHT_SUFFIXES: Final = (
     ".tar",
     ".gz",
 )
+UNFINISHED: Final = (".part", ".incomplete", ".aria2", ".crdownload")
+"""What downloads leave that did not end, and runs of ours."""
+
 CHECKSUM_SUFFIXES: Final = (".sha256", ".sha1", ".md5", ".sha512", ".sha256sum", ".md5sum", ".sum")
 _CHECKSUMS: Final = re.compile(r"(sha\d+|md5|b2|b3|xxh\w*|check)[-_]?sums?")
 _README: Final = re.compile(r"readme[^.]*(\.(md|rst|txt))?")

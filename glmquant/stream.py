@@ -72,7 +72,7 @@ class PageStream:
         self._write_pages()
         if self._begin < self._end:
             left = self._memory.view[self._begin : self._end]
-            self._part.write(self._page + self._begin, left)
+            self._part.write_edge(self._page + self._begin, left)
             self._begin = self._end
 
     def _write_pages(self) -> None:
@@ -83,7 +83,7 @@ class PageStream:
         if not first <= whole or not whole:
             return
         if self._begin < first:
-            self._part.write(self._page + self._begin, view[self._begin : first])
+            self._part.write_edge(self._page + self._begin, view[self._begin : first])
         if first < whole:
             self._part.write_pages(self._page + first, view[first:whole])
         view[:rest] = view[whole : self._end]

@@ -21,6 +21,7 @@ from glmquant.header import read_header
 from glmquant.index import INDEX_FILE, is_shard_name, parse_index
 from glmquant.jsontext import MAX_JSON_NBYTES, parse_object
 from glmquant.manifest import MANIFEST_FILE
+from glmquant.sidefiles import UNFINISHED
 from glmquant.source import FolderSource
 from glmquant.storage import reading
 from glmquant.tensors import TensorRef
@@ -50,7 +51,6 @@ OTHER_WEIGHTS: Final = {
 """Weights of other formats, by suffix."""
 
 _NO_WEIGHTS: Final = ("training_args", "optimizer", "scheduler", "rng_state", "tokenizer", "vocab")
-UNFINISHED: Final = (".part", ".incomplete", ".aria2", ".crdownload")
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_NBYTES: Final = 1024
 

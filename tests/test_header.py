@@ -33,10 +33,11 @@ def read(data: bytes) -> Header:
 
 def write(tensors: Tensors) -> bytes:
     """A whole file by ``build_header``."""
-    header, refs = build_header(
-        FILE, ((name, dtype, shape) for name, (dtype, shape, _) in tensors.items())
+    header, nbytes = build_header(
+        (name, dtype, shape) for name, (dtype, shape, _) in tensors.items()
     )
-    return header + b"".join(tensors[ref.name][2] for ref in refs)
+    places = read(header + bytes(nbytes)).tensors
+    return header + b"".join(tensors[ref.name][2] for ref in places)
 
 
 def with_text(text: str | bytes, data: bytes = b"") -> bytes:
@@ -69,9 +70,7 @@ def test_a_built_file_is_byte_for_byte_what_the_safetensors_library_writes(
 @given(tensors=tensor_lists())
 def test_what_is_written_is_read_again(tensors: Tensors) -> None:
     data = write(tensors)
-    _, refs = build_header(FILE, ((name, *entry[:2]) for name, entry in tensors.items()))
     header = read(data)
-    assert header.tensors == refs
     found = {
         ref.name: (ref.dtype, ref.shape, data[ref.offset : ref.offset + ref.nbytes])
         for ref in header.tensors
