@@ -146,16 +146,17 @@ def read_json_file(source: FolderSource, files: dict[str, int], name: str) -> by
     """
     nbytes = files.get(name)
     if nbytes is None or nbytes > MAX_JSON_NBYTES:
-        found = f"{nbytes} bytes"
+        found, hint = f"{nbytes} bytes", "name the folder that holds config.json and the weights"
         if nbytes is None:
             held = _held(source)
             found = f"no such file; the folder holds {held}" if held else "no such file"
+            hint = "take the BF16 weights of the same model" if held else hint
         raise CheckpointError(
             "this is not a checkpoint folder" if nbytes is None else "a JSON file is too long",
             where=str(source.path / name),
             expected=f"{name} of at most {MAX_JSON_NBYTES / 1e6:.0f} MB beside the weights",
             found=found,
-            hint="name the folder that holds config.json and the weights",
+            hint=hint,
         )
     data = source.read(name, 0, nbytes)
     source.release(name)

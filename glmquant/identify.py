@@ -127,6 +127,8 @@ def _model(found: Survey, releases: tuple[str, ...]) -> tuple[str, str | None]:
 
 def _markings(found: Survey) -> Iterator[tuple[Marking, str]]:
     """Every format that something speaks for, the surest first; at least one."""
+    if found.is_unfinished_run:
+        yield Marking(Format.UNFINISHED, "", "glmquant"), ".glmquant/journal.json"
     has_safetensors = bool(found.shards or any(not f.endswith(".gguf") for f in found.broken))
     if not has_safetensors and (found.ggufs or found.broken):
         yield _gguf(found), "the heads of *.gguf"

@@ -23,6 +23,7 @@ class Format(str, Enum):
     F16 = "F16"
     F32 = "F32"
     GLMQUANT = "W8A8"
+    UNFINISHED = "an unfinished output"
     MODELSLIM_V0 = "ModelSlim v0"
     MODELSLIM_V1 = "ModelSlim v1"
     MODELSLIM_HF = "ModelSlim under HF names"

@@ -149,7 +149,10 @@ def load_recipe(name: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        mistakes = error.errors(include_url=False)
+        # A key that is misspelt is both unknown and missing: the unknown one is in the file.
+        unknown = [each for each in mistakes if each["type"] == "extra_forbidden"]
+        first = (unknown or mistakes)[0]
         expected = _EXPECTED.get(first["type"], first["msg"])
         found = "no such key" if first["type"] == "missing" else first["input"]
         raise _mistake(path, tree, first["loc"], expected, found) from error

@@ -81,6 +81,7 @@ class Survey:
         broken: Weight files whose header cannot be read.
         ggufs: GGUF file → what its head says.
         findings: What could not be read, and why.
+        is_unfinished_run: A run of glmquant is writing there, or was interrupted.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Survey:
     broken: tuple[str, ...] = ()
     ggufs: dict[str, GgufHead] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    is_unfinished_run: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -170,6 +172,7 @@ def survey(source: FolderSource) -> Survey:
     shards: dict[str, tuple[TensorRef, ...]] = {}
     broken: list[str] = []
     ggufs: dict[str, GgufHead] = {}
+    is_unfinished_run = (source.path / ".glmquant" / "journal.json").is_file()
 
     def attempt(name: str, work: Callable[[], None]) -> bool:
         try:
@@ -201,7 +204,8 @@ def survey(source: FolderSource) -> Survey:
         elif name.endswith(_INDEX_SUFFIX):
             attempt(name, partial(read_index, name))
         elif name.endswith(UNFINISHED):
-            findings.append(Finding(name, "the rest of a download that did not end"))
+            rest = "a run" if is_unfinished_run else "a download"
+            findings.append(Finding(name, f"the rest of {rest} that did not end"))
         elif is_weight and _is_pointer(source, name, nbytes):
             broken.append(name)
             findings.append(Finding(name, "a Git LFS pointer, not the weights: git lfs pull"))
@@ -219,6 +223,7 @@ def survey(source: FolderSource) -> Survey:
         broken=tuple(broken),
         ggufs=ggufs,
         findings=tuple(findings),
+        is_unfinished_run=is_unfinished_run,
     )
 
 
@@ -283,7 +288,7 @@ def _hidden_leftovers(folder: Path) -> Iterator[Finding]:
     for hidden, suffix, what in (
         (".cache/huggingface/download", ".incomplete", "downloads of huggingface_hub did not end"),
         ("._____temp", "", "downloads of ModelScope did not end"),
-        (".glmquant", "journal.json", "a run of glmquant did not end: the same command goes on"),
+        (".glmquant", "journal.json", "a run of glmquant that did not end"),
     ):
         try:
             names = os.listdir(folder / hidden)  # noqa: PTH208

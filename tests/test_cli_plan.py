@@ -322,3 +322,17 @@ def test_every_figure_of_the_plan_is_json(nano: Recorded, glmquant: Run) -> None
     assert planned["next"] == f"glmquant w8a8 {nano.folder}"
     assert planned["memory_nbytes_peak"] > 10**7
     assert {each["first"] for each in planned["layers"]} == {0, 2, None}
+
+
+def test_a_plan_warns_of_what_would_stop_the_run(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    occupied = tmp_path / "GLM-W8A8"
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("mine")
+    plain, dry = glmquant("plan", nano.folder), glmquant("w8a8", nano.folder, "--dry-run")
+    assert plain.exit_code == dry.exit_code == 0
+    assert (plain.stdout, plain.stderr) == (dry.stdout, dry.stderr)
+    assert "warning: the run would fail: the target is not empty" in plain.stderr
+    kinds = [event["event"] for event in glmquant("plan", nano.folder, "--json").events]
+    assert kinds == ["plan", "warning"]

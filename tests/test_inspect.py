@@ -533,3 +533,32 @@ def test_text_of_a_config_cannot_reach_the_terminal_as_it_is(nano: Recorded, glm
     shown = glmquant("inspect", nano.folder).stdout
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) < 400
+
+
+def test_an_interrupted_run_is_called_that_and_goes_on(
+    nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    target = tmp_path / "out"
+    glmquant("w8a8", nano.folder, target, "--add-mtp")
+    (target / "config.json").unlink()
+    (target / ".glmquant").mkdir()
+    (target / ".glmquant/journal.json").write_text("{}")
+    (target / "mtp.safetensors").rename(target / "mtp.safetensors.part")
+    ran = glmquant("inspect", target)
+    lines = ran.stdout.splitlines()
+    assert "an unfinished output, by glmquant" in lines[0]
+    assert any("the rest of a run that did not end" in line for line in lines)
+    assert (
+        lines[-1] == "next: the same glmquant w8a8 command once more: it goes on where it stopped"
+    )
+    refused = glmquant("w8a8", target, tmp_path / "other")
+    assert refused.exit_code == 1
+    assert "an unfinished output, by glmquant" in refused.stderr
+
+
+def test_without_an_index_the_mtp_layer_is_in_none(nano: Recorded, glmquant: Run) -> None:
+    (nano.folder / "model.safetensors.index.json").unlink()
+    (line,) = (
+        each for each in glmquant("inspect", nano.folder).stdout.splitlines() if "MTP  " in each
+    )
+    assert ", no index, " in line

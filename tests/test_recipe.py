@@ -73,6 +73,7 @@ def test_the_first_rule_that_names_a_role_decides(tmp_path: Path) -> None:
     [
         (GOOD + "group_size: 32\n", 7, "group_size", "'32'"),
         (GOOD + "    group: 3\n", 7, "rules.1.group", "'3'"),
+        (GOOD.replace("scheme: FLOAT", "schema: FLOAT"), 6, "rules.1.schema", "'FLOAT'"),
         (GOOD.replace("mtp", "mpt"), 5, "rules.1.roles.0", "'mpt'"),
         (GOOD.replace("router]", "4]"), 5, "rules.1.roles.1", "'4'"),
         (GOOD.replace("[mtp, router]", "mtp"), 5, "rules.1.roles", "'mtp'"),

@@ -43,7 +43,7 @@ class _Commands(click.Group):
         except OSError as error:
             failure = StorageError(
                 "the operating system refused a file",
-                where=str(error.filename) if error.filename else None,
+                where=str(error.filename) if error.filename else "the standard output, perhaps",
                 found=error.strerror or str(error),
                 hint="check the file and its mode; GLMQUANT_DEBUG=1 shows where it happened",
             )

@@ -13,11 +13,13 @@ import click
 from glmquant.cli.folders import short_path
 from glmquant.cli.progress import emit, nbytes_text
 from glmquant.cli.summary import echo_roles, echo_table, role_rows
+from glmquant.errors import GlmquantError
 from glmquant.forecast import Forecast, LayerRange
 from glmquant.machines import GPU_MEMORY_UTILIZATION, RESERVE_NBYTES
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.plan import Plan
 from glmquant.sizing import Fit
+from glmquant.target import admit, refuse_overlap
 
 MOST_LINES: Final = 12
 """Lines for shards of different lengths; more of them are told by the least and the greatest."""
@@ -59,6 +61,17 @@ def show(
     _echo_costs(told)
     _echo_fits(told)
     click.echo(f"nothing was written; to run it: {command}")
+
+
+def warn(plan: Plan, source: Path, target: Path, *, overwrite: bool, as_json: bool) -> None:
+    """Say on stderr, and as an event, what would stop the run before its first byte."""
+    try:
+        refuse_overlap(source, target, plan.source_files)
+        admit(plan, target, overwrite)
+    except GlmquantError as error:
+        click.echo(f"warning: the run would fail: {error}", err=True)
+        if as_json:
+            emit("warning", **error.fields())
 
 
 def echo_notes(plan: Plan) -> None:

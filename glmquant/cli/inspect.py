@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glmquant.cli.options import json_option
-from glmquant.errors import GlmquantError
+from glmquant.errors import CheckpointError, GlmquantError
 
 if TYPE_CHECKING:
     from glmquant.identify import Identity
@@ -47,7 +47,11 @@ def inspect(ctx: click.Context, folder: str | None, as_json: bool) -> None:
     path = choose_folder(folder, "inspect")
     source = FolderSource(path)
     found = survey(source)
-    identity = identify(found)
+    try:
+        identity = identify(found)
+    except CheckpointError as error:
+        error.where = short_path(path)
+        raise
     stock = take_inventory(found)
     step = _next_step(source, short_path(path), found, identity, stock)
     if as_json:
@@ -55,7 +59,7 @@ def inspect(ctx: click.Context, folder: str | None, as_json: bool) -> None:
         return
     click.echo(f"{found.name}: {_headline(found, identity, stock)}")
     _echo_tables(found, stock)
-    _echo_facts(identity, stock.mtp)
+    _echo_facts(found, identity, stock.mtp)
     _echo_findings("missing", stock.missing)
     _echo_findings("found", (*found.findings, *stock.findings))
     click.echo(f"next: {step}")
@@ -175,7 +179,7 @@ def _echo_tables(found: Survey, stock: Inventory) -> None:
         _echo_more(len(files))
 
 
-def _echo_facts(identity: Identity, mtp: Mtp) -> None:
+def _echo_facts(found: Survey, identity: Identity, mtp: Mtp) -> None:
     from glmquant.cli.progress import nbytes_text
 
     if mtp.layers:
@@ -185,7 +189,7 @@ def _echo_facts(identity: Identity, mtp: Mtp) -> None:
             nbytes_text(mtp.share.nbytes),
             f"{mtp.kind} ({_dtypes(mtp.share)})",
             f"{' and '.join(own) or 'no embed_tokens or head'} of its own",
-            f"{'not ' * bool(mtp.unindexed)}in the index",
+            f"{'not ' * bool(mtp.unindexed)}in the index" if found.weight_map else "no index",
             f"{'' if mtp.announced else 'not '}announced by config.json",
         ]
         click.echo(f"  MTP     {', '.join(facts)}")
@@ -218,6 +222,8 @@ def _next_step(
     from glmquant.checkpoint import open_checkpoint
     from glmquant.markings import FLOAT_FORMATS, Format
 
+    if found.is_unfinished_run:
+        return "the same glmquant w8a8 command once more: it goes on where it stopped"
     if not identity.is_glm4_moe and found.config:
         return "none: glmquant prepares GLM-4.5, 4.5-Air, 4.6 and 4.7 alone"
     form = identity.marking.format

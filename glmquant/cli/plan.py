@@ -73,7 +73,7 @@ def plan(
     checkpoint = open_checkpoint(FolderSource(source_dir))
     made = make_plan(checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config)
 
-    from glmquant.cli.forecast import show
+    from glmquant.cli.forecast import show, warn
     from glmquant.forecast import forecast
 
     target_dir = default_target(source_dir, recipe.name, add_mtp)
@@ -86,3 +86,4 @@ def plan(
         as_json=as_json,
         all_files=all_files,
     )
+    warn(made, source_dir, target_dir, overwrite=False, as_json=as_json)

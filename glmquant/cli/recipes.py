@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 
@@ -16,12 +14,13 @@ import click
 def recipes(ctx: click.Context, name: str | None, as_json: bool) -> None:
     """List the recipes, or show the one called NAME; NAME may be the path of your own."""
     ctx.meta["glmquant.json"] = as_json
+    from glmquant.cli.progress import emit
     from glmquant.recipe import DEFAULT_RECIPE, list_recipes, load_recipe, recipe_path
 
     shown = list_recipes() if name is None else [load_recipe(name)]
     if as_json:
         for recipe in shown:
-            click.echo(json.dumps(recipe.model_dump(mode="json")))
+            emit("recipe", **recipe.model_dump(mode="json"))
     elif name is None:
         for recipe in shown:
             default = " (default)" if recipe.name == DEFAULT_RECIPE else ""

@@ -15,7 +15,6 @@ from glmquant.cli.options import (
     w8a8_command,
     workers_option,
 )
-from glmquant.errors import GlmquantError
 
 
 @click.command(
@@ -64,7 +63,7 @@ def w8a8(
     from glmquant.plan import make_plan
     from glmquant.recipe import default_recipe, load_recipe
     from glmquant.source import FolderSource
-    from glmquant.target import admit, refuse_overlap
+    from glmquant.target import refuse_overlap
 
     source_dir = choose_source(source)
     recipe = load_recipe(recipe_name) if recipe_name else default_recipe()
@@ -74,7 +73,7 @@ def w8a8(
     checkpoint = open_checkpoint(folder)
     plan = make_plan(checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config)
 
-    from glmquant.cli.forecast import echo_notes, show
+    from glmquant.cli.forecast import echo_notes, show, warn
     from glmquant.cli.progress import emit, nbytes_text, progress
     from glmquant.cli.summary import echo_roles, measured_rows
     from glmquant.forecast import forecast
@@ -85,13 +84,7 @@ def w8a8(
     else:
         echo_notes(plan)
     if dry_run:
-        try:
-            refuse_overlap(source_dir, target_dir, plan.source_files)
-            admit(plan, target_dir, overwrite)
-        except GlmquantError as error:
-            click.echo(f"warning: the run would fail: {error}", err=True)
-            if as_json:
-                emit("warning", **error.fields())
+        warn(plan, source_dir, target_dir, overwrite=overwrite, as_json=as_json)
         return
 
     from glmquant.execute import execute

@@ -10,7 +10,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -47,13 +50,33 @@ def kernels() -> Kernels:
     """The functions, from the user's cache or compiled now."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    name = _cache_name()
-    kept = read_cached(name) or b""
-    digest, packed = kept[:16], kept[16:]
-    if xxhash.xxh3_128(packed).digest() != digest:  # none, or torn
-        packed = _compile()
-        write_cached(name, xxhash.xxh3_128(packed).digest() + packed)
+    packed = _kept()
+    if packed is None:
+        _compile_elsewhere()
+        packed = _kept() or _compile()  # where nothing can be kept, in each process
     return _load(packed)
+
+
+def _kept() -> bytes | None:
+    """What lies in the user's cache, or None where there is none, or a torn one."""
+    kept = read_cached(_cache_name()) or b""
+    digest, packed = kept[:16], kept[16:]
+    return packed if packed and xxhash.xxh3_128(packed).digest() == digest else None
+
+
+def _compile_elsewhere() -> None:
+    """Compile into the user's cache in a process of its own: the compiler takes 200 MB."""
+    words = [sys.executable, "-c", f"from {__name__} import keep; keep()"]
+    with suppress(OSError):  # then it is compiled here
+        subprocess.run(words, capture_output=True, check=False)
+
+
+def keep() -> None:
+    """Compile the kernels and put them into the user's cache."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    packed = _compile()
+    write_cached(_cache_name(), xxhash.xxh3_128(packed).digest() + packed)
 
 
 def _cache_name() -> str:

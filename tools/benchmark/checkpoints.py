@@ -22,6 +22,9 @@ from tests.builders import build_checkpoint, encode, layout_config, random_tenso
 LAYOUT: Final = "4.6"
 """Its MTP layer is a file of its own that the index lists; all contestants read that."""
 
+MOST_EXPERTS: Final = 10_000
+"""What glmquant believes of a config.json."""
+
 LARGEST_SHARD: Final = 0.52
 """Of the checkpoint's bytes: more than 1 GB of 2.4 GB, and not all in one."""
 
@@ -127,6 +130,8 @@ def design(kind: str, gigabytes: float) -> Design:
     }
     (_, one), (_, two) = (tensors_of(changes | {"n_routed_experts": count}) for count in (1, 2))
     experts = max(1, round((gigabytes * 1e9 - one) / (two - one)) + 1)
+    if experts > MOST_EXPERTS:
+        raise ValueError(f"{kind} cannot be as large as {gigabytes:g} GB: {experts} experts")
     changes |= {"n_routed_experts": experts, "num_experts_per_tok": min(2, experts)}
     tensors, nbytes = tensors_of(changes)
     if nbytes > 1.2 * gigabytes * 1e9:

@@ -95,6 +95,11 @@ def bench(
     kinds = chosen(kind_names, KINDS)
     try:
         gigabytes = list(dict.fromkeys(float(size) for size in sizes.split(",")))
+        if not all(0 < size < 10_000 for size in gigabytes):
+            raise ValueError
+    except ValueError as error:
+        raise click.BadParameter(f"{sizes!r} is no list of GB", param_hint="--sizes") from error
+    try:
         designs = [design(kind, size) for kind in kinds for size in gigabytes]
         require_disk(folder, designs)
     except (ValueError, DiskError) as error:
