@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-
-from glmquant.cli import main
+import signal
+import sys
 
 
 def start() -> None:
@@ -16,7 +16,15 @@ def start() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.disable()
-    main()
+    try:
+        from glmquant.cli import main  # so that Ctrl-C while it is loaded is none but that
+
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is done is done
 
 
 if __name__ == "__main__":

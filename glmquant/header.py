@@ -22,6 +22,9 @@ from glmquant.tensors import DTYPE_NBITS, TensorRef, tensor_nbytes
 MAX_DIMENSIONS: Final = 8
 """More than any model has; bounds the arithmetic on a hostile header."""
 
+LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+"""What lies in place of a file that git-lfs has not fetched."""
+
 MAX_HEADER_NBYTES: Final = 100_000_000
 """safetensors 0.8.0 refuses longer headers (``MAX_HEADER_SIZE``)."""
 
@@ -58,7 +61,12 @@ def read_header(file: str, file_nbytes: int, read: Callable[[int, int], bytes]) 
     """
     if file_nbytes < 8:
         raise _broken(file, "at least 8 bytes", f"{file_nbytes} bytes")
-    (length,) = struct.unpack("<Q", read(0, 8))
+    first = read(0, 8)
+    if first == LFS_POINTER[:8]:
+        error = _broken(file, "a safetensors file", "a Git LFS pointer to one")
+        error.hint = "git lfs pull"
+        raise error
+    (length,) = struct.unpack("<Q", first)
     if not 2 <= length <= MAX_HEADER_NBYTES:
         raise _broken(file, f"a header of 2 to {MAX_HEADER_NBYTES} bytes", f"{length} bytes")
     if 8 + length > file_nbytes:

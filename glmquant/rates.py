@@ -121,6 +121,8 @@ def load_rate(*, is_searched: bool = False) -> Rate | None:
     numbers = (rate.nbytes_per_second, rate.workers, rate.nbytes)
     if any(type(number) is not int for number in numbers):
         return None
-    makes_sense = 10**5 <= rate.nbytes_per_second <= 10**12 and 1 <= rate.workers <= 256
+    makes_sense = (
+        rate.nbytes >= 0 and 10**5 <= rate.nbytes_per_second <= 10**12 and 1 <= rate.workers <= 256
+    )
     is_ours = rate.machine == platform.node() and rate.is_searched is is_searched
     return rate if makes_sense and is_ours else None

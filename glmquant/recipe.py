@@ -163,7 +163,7 @@ def load_recipe(name: str) -> Recipe:
             allowed = ", ".join(sorted(role.value for role in QUANTIZABLE_ROLES))
             raise _mistake(path, tree, place, f"FLOAT; {rule.scheme.value} is for {allowed}", None)
         if rule.scheme is Scheme.FLOAT and rule.scale is not ScaleChoice.ABSMAX:
-            expected = "no such key beside FLOAT, which has no scales"
+            expected = "absmax, or nothing: FLOAT has no scales to search"
             raise _mistake(path, tree, ("rules", number, "scale"), expected, None)
     return recipe
 

@@ -17,7 +17,7 @@ from glmquant.description import DESCRIPTION_PREFIX
 from glmquant.errors import GlmquantError
 from glmquant.gguf import GgufHead, read_gguf
 from glmquant.glm4_moe import CONFIG_FILE
-from glmquant.header import read_header
+from glmquant.header import LFS_POINTER, read_header
 from glmquant.index import INDEX_FILE, is_shard_name, parse_index
 from glmquant.jsontext import MAX_JSON_NBYTES, parse_object
 from glmquant.manifest import MANIFEST_FILE
@@ -51,7 +51,6 @@ OTHER_WEIGHTS: Final = {
 """Weights of other formats, by suffix."""
 
 _NO_WEIGHTS: Final = ("training_args", "optimizer", "scheduler", "rng_state", "tokenizer", "vocab")
-_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_NBYTES: Final = 1024
 
 
@@ -245,10 +244,10 @@ def _json_bytes(source: FolderSource, name: str, nbytes: int) -> bytes:
 
 
 def _is_pointer(source: FolderSource, name: str, nbytes: int) -> bool:
-    if not len(_POINTER) <= nbytes <= _MAX_POINTER_NBYTES:
+    if not len(LFS_POINTER) <= nbytes <= _MAX_POINTER_NBYTES:
         return False
     try:
-        return source.read(name, 0, len(_POINTER)) == _POINTER
+        return source.read(name, 0, len(LFS_POINTER)) == LFS_POINTER
     except GlmquantError:
         return False  # read again for its header, which then says why
     finally:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+MAX_NBYTES: Final = 16_000_000
+"""Longer files are none of ours."""
 
 
 def cache_dir() -> Path:
@@ -26,10 +31,13 @@ def read_cached(name: str) -> bytes | None:
         name: Its name, without a folder.
     """
     with suppress(OSError, RuntimeError):
-        path = cache_dir() / name
-        found = path.stat()
-        if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-            return path.read_bytes()
+        # Not to wait for ever where somebody put a pipe.
+        descriptor = os.open(cache_dir() / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            is_ours = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            if is_ours and stat.S_ISREG(found.st_mode) and found.st_size <= MAX_NBYTES:
+                return file.read()
     return None
 
 

@@ -497,3 +497,11 @@ def test_a_folder_with_the_name_of_a_planned_file(nano: Recorded, glmquant: Run)
     (nano.folder / "glmquant_manifest.json/x").write_text("")
     ran = refused_for_a_file(glmquant, nano)
     assert "a folder of the source has the name of a file to be written" in ran.stderr
+
+
+def test_a_pointer_of_git_lfs_is_called_that(nano: Recorded, glmquant: Run) -> None:
+    shard = nano.folder / "mtp.safetensors"
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    ran = refused_for_a_file(glmquant, nano)
+    assert "a Git LFS pointer to one" in ran.stderr
+    assert "hint:     git lfs pull" in ran.stderr

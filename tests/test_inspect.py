@@ -294,7 +294,7 @@ def test_a_run_of_ours_that_did_not_end_is_named(nano: Recorded, glmquant: Run) 
     (nano.folder / ".glmquant").mkdir()
     (nano.folder / ".glmquant/journal.json").write_text("{}")
     findings = pairs(inspected(glmquant, nano.folder)["findings"])
-    assert findings == {".glmquant": "a run of glmquant did not end: the same command goes on"}
+    assert findings == {".glmquant": "a run of glmquant that did not end"}
 
 
 def test_pipes_loops_dead_links_and_odd_names_are_findings(nano: Recorded, glmquant: Run) -> None:
@@ -548,9 +548,7 @@ def test_an_interrupted_run_is_called_that_and_goes_on(
     lines = ran.stdout.splitlines()
     assert "an unfinished output, by glmquant" in lines[0]
     assert any("the rest of a run that did not end" in line for line in lines)
-    assert (
-        lines[-1] == "next: the same glmquant w8a8 command once more: it goes on where it stopped"
-    )
+    assert lines[-1].startswith("next: the same glmquant w8a8 command once more")
     refused = glmquant("w8a8", target, tmp_path / "other")
     assert refused.exit_code == 1
     assert "an unfinished output, by glmquant" in refused.stderr
@@ -558,7 +556,5 @@ def test_an_interrupted_run_is_called_that_and_goes_on(
 
 def test_without_an_index_the_mtp_layer_is_in_none(nano: Recorded, glmquant: Run) -> None:
     (nano.folder / "model.safetensors.index.json").unlink()
-    (line,) = (
-        each for each in glmquant("inspect", nano.folder).stdout.splitlines() if "MTP  " in each
-    )
-    assert ", no index, " in line
+    lines = glmquant("inspect", nano.folder).stdout.splitlines()
+    assert [", no index, " in line for line in lines if line.startswith("  MTP ")] == [True]

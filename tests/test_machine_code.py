@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from glmquant.kernels import fast, machine_code
 from glmquant.usercache import cache_dir, read_cached, write_cached
@@ -46,7 +47,9 @@ def test_what_was_compiled_once_is_loaded_from_the_cache(
     assert prepare(monkeypatch, packed) == 0
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"x" * 16, b"x" * 5000])
+@pytest.mark.parametrize(
+    "damage", [b"", b"x", b"x" * 16, b"x" * 5000, xxhash.xxh3_128(b"").digest()]
+)
 def test_a_torn_cache_is_compiled_anew(
     packed: bytes, damage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +126,15 @@ def test_a_file_that_others_may_write_is_not_believed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     write_cached("a", b"one")
     (cache_dir() / "a").chmod(0o666)
+    assert read_cached("a") is None
+
+
+def test_a_pipe_in_the_cache_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache_dir().mkdir()
+    os.mkfifo(cache_dir() / "a", 0o600)
     assert read_cached("a") is None
 
 

@@ -60,6 +60,7 @@ def test_the_rate_of_a_search_is_kept_apart() -> None:
         {"workers": 0},
         {"workers": None},
         {"nbytes": "many"},
+        {"nbytes": -5},
         {"day": "yesterday"},
         {"day": 20261120},
         {"day": "\x1b[31m2026-11-20"},

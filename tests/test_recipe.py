@@ -245,7 +245,7 @@ def test_a_search_for_the_scales_of_what_has_none_is_a_mistake(tmp_path: Path) -
     text = GOOD + "    scale: mse\n"
     assert mistake(tmp_path, text) == (
         "mine.yaml, line 7: rules.1.scale",
-        "no such key beside FLOAT, which has no scales",
+        "absmax, or nothing: FLOAT has no scales to search",
         "'mse'",
     )
 

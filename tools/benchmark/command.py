@@ -104,6 +104,8 @@ def bench(
         require_disk(folder, designs)
     except (ValueError, DiskError) as error:
         raise click.ClickException(str(error)) from error
+    if json_file and not os.access(json_file.parent, os.W_OK):
+        raise click.BadParameter(f"{json_file} cannot be written", param_hint="--json")
     if PEERS & set(contestants):
         with contextlib.redirect_stdout(sys.stderr):
             peers_python()
@@ -126,9 +128,9 @@ def bench(
         command=command_line(sys.argv[1:]),
         runs=runs,
     )
+    click.echo(report.markdown(), nl=False)
     if json_file:
         json_file.write_text(report.json(), encoding="utf-8")
-    click.echo(report.markdown(), nl=False)
 
 
 def chosen(names: str, known: Mapping[str, object]) -> list[str]:
