@@ -228,7 +228,7 @@ def test_the_time_comes_from_a_named_machine_until_this_one_was_measured(
     nano: Recorded, tmp_path: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = glmquant("plan", nano.folder).stdout
-    assert "time: under a second at 1.00 GB/s, measured with 2 workers on 2 cores" in text
+    assert "time: under a second at 1.95 GB/s, measured with 4 workers on 2 cores" in text
     assert "not here" in text
     assert glmquant("w8a8", nano.folder, tmp_path / "a", "--workers", "2").exit_code == 0
     assert load_rate() is None  # too little to tell
