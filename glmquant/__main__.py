@@ -12,9 +12,11 @@ def start() -> None:
     """Run the command line in a process of its own.
 
     Plans and records are hundreds of thousands of objects without a cycle, which the collector
-    would walk again and again; and NumPy's matrix threads, which nothing here uses, would spin.
+    would walk again and again. NumPy's matrix threads, which nothing here uses, would spin, and
+    pydantic would look for plugins in the metadata of every package that is installed.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()
     try:
         from glmquant.cli import main  # so that Ctrl-C while it is loaded is none but that

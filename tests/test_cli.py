@@ -239,3 +239,13 @@ def test_a_forecast_needs_no_arithmetic(nano: Recorded) -> None:
     )
     words = [sys.executable, "-c", script, str(nano.folder)]
     subprocess.run(words, env=ENV, check=True, capture_output=True)
+
+
+def test_no_package_is_searched_for_plugins(nano: Recorded) -> None:
+    script = (
+        "import importlib.metadata, sys; from glmquant.__main__ import start\n"
+        "importlib.metadata.distributions = lambda *a, **k: sys.exit('searched')\n"
+        "start()"
+    )
+    words = [sys.executable, "-c", script, "plan", str(nano.folder)]
+    subprocess.run(words, env=ENV, check=True, capture_output=True)
