@@ -91,9 +91,7 @@ class Conversion:
 
         A row longer than a block is read whole, since its scale needs all of it.
         """
-        columns = ref.shape[-1] if ref.shape else 1
-        rows = prod(ref.shape) // columns
-        row_nbytes = columns * ITEM_NBYTES[ref.dtype]
+        rows, row_nbytes = prod(ref.shape[:-1]), _row_nbytes(ref)
         per_block = min(rows, max(1, BLOCK_NBYTES // row_nbytes))
         for row in range(0, rows, per_block):
             if self.stop.is_set():
@@ -106,8 +104,7 @@ class Conversion:
         ref, output = step.source, self.places[step.outputs[0].name]
         digest = xxhash.xxh3_128()
         offset, item_nbytes = ref.offset, ITEM_NBYTES[ref.dtype]
-        longest = min(ref.nbytes, max(BLOCK_NBYTES, ref.nbytes // max(1, prod(ref.shape[:-1]))))
-        stream.move_to(output.offset, longest)
+        stream.move_to(output.offset, max(BLOCK_NBYTES, _row_nbytes(ref)))
         for row, _, nbytes in self._blocks(ref):
             room = stream.room(nbytes)
             self.source.read_into(ref.file, offset, room)
@@ -122,8 +119,7 @@ class Conversion:
     def _quantize(self, step: Step, stream: PageStream) -> list[TensorRecord]:
         ref, buffers = step.source, self.buffers
         weight, scale, offset = (self.places[output.name] for output in step.outputs)
-        columns = ref.shape[1]
-        row_nbytes = columns * ITEM_NBYTES[ref.dtype]
+        columns, row_nbytes = ref.shape[1], _row_nbytes(ref)
         buffers.read.fit(max(BLOCK_NBYTES, row_nbytes))
         buffers.scales.fit(scale.nbytes)
         sums = fast.Sums()
@@ -194,6 +190,11 @@ def copy_file(source: FolderSource, name: str, path: Path, advance: Callable[[in
             raise source_changed(name, before, now)
         part.commit()
     return digest.hexdigest()
+
+
+def _row_nbytes(ref: TensorRef) -> int:
+    """Bytes of what lies along the last dimension; a scalar is a row of one."""
+    return (ref.shape[-1] if ref.shape else 1) * ITEM_NBYTES[ref.dtype]
 
 
 def _figures(sums: fast.Sums) -> tuple[float | None, float]:

@@ -20,10 +20,6 @@ class _Guard:
     def __enter__(self) -> None:
         return None
 
-
-class reading(_Guard):  # noqa: N801 - used as a word: with reading(path)
-    """Turn an OSError of reading ``path`` into a StorageError."""
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -31,39 +27,41 @@ class reading(_Guard):  # noqa: N801 - used as a word: with reading(path)
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError):
-            raise StorageError(
-                "a file cannot be read",
-                where=str(self._path),
-                expected="a readable file on a sound disk",
-                found=error.strerror or str(error),
-                hint="check the file, its mode and the disk, then run the same command again",
-            ) from error
+            raise self._error(error, error.strerror or str(error)) from error
+
+    def _error(self, error: OSError, found: str) -> StorageError | DiskSpaceError:
+        raise NotImplementedError
+
+
+class reading(_Guard):  # noqa: N801 - used as a word: with reading(path)
+    """Turn an OSError of reading ``path`` into a StorageError."""
+
+    def _error(self, error: OSError, found: str) -> StorageError:
+        return StorageError(
+            "a file cannot be read",
+            where=str(self._path),
+            expected="a readable file on a sound disk",
+            found=found,
+            hint="check the file, its mode and the disk, then run the same command again",
+        )
 
 
 class writing(_Guard):  # noqa: N801
     """Turn an OSError of writing ``path`` into a DiskSpaceError or a StorageError."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not isinstance(error, OSError):
-            return
-        found = error.strerror or str(error)
+    def _error(self, error: OSError, found: str) -> StorageError | DiskSpaceError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskSpaceError(
+            return DiskSpaceError(
                 "the disk is full",
                 where=str(self._path),
                 expected="room for the whole checkpoint",
                 found=found,
                 hint="make room and run the same command again: it goes on where it stopped",
-            ) from error
-        raise StorageError(
+            )
+        return StorageError(
             "a file cannot be written",
             where=str(self._path),
             expected="leave to write there, files of any length, and a sound disk",
             found=found,
             hint="check the folder's mode, ulimit -f and the disk, then run the same command again",
-        ) from error
+        )

@@ -80,7 +80,7 @@ class PageStream:
         view, rest = self._memory.view, self._end % PAGE_NBYTES
         whole = self._end - rest
         first = -(-self._begin // PAGE_NBYTES) * PAGE_NBYTES
-        if not first <= whole or not whole:
+        if whole < max(first, PAGE_NBYTES):
             return
         if self._begin < first:
             self._part.write_edge(self._page + self._begin, view[self._begin : first])

@@ -66,6 +66,30 @@ TINY: dict[str, Any] = {
     "vocab_size": 64,
 }
 
+LARGE: dict[str, Any] = {
+    "hidden_size": 5120,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "num_hidden_layers": 92,
+    "first_k_dense_replace": 3,
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "n_routed_experts": 160,
+    "vocab_size": 151552,
+}
+"""The size of GLM-4.5, 4.6 and 4.7."""
+
+AIR = LARGE | {
+    "hidden_size": 4096,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "num_hidden_layers": 46,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 128,
+}
+"""The size of GLM-4.5-Air."""
+
 LAYOUTS = ("4.5", "4.5-air", "4.6", "4.7")
 
 

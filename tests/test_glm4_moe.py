@@ -17,29 +17,9 @@ from glmquant.glm4_moe import (
     optional_mtp_weights,
     parse_config,
 )
-from tests.builders import LAYOUTS, TINY, layout_config, tensor_list
+from tests.builders import AIR, LARGE, LAYOUTS, TINY, layout_config, tensor_list
 from tests.strategies import config_changes, layouts
 
-LARGE = {
-    "hidden_size": 5120,
-    "intermediate_size": 12288,
-    "moe_intermediate_size": 1536,
-    "num_hidden_layers": 92,
-    "first_k_dense_replace": 3,
-    "num_attention_heads": 96,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "n_routed_experts": 160,
-    "vocab_size": 151552,
-}
-AIR = LARGE | {
-    "hidden_size": 4096,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "num_hidden_layers": 46,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 128,
-}
 REQUIRED = (*LARGE, "n_shared_experts")
 
 

@@ -14,31 +14,10 @@ from hypothesis import strategies as st
 from glmquant.glm4_moe import Glm4MoeConfig
 from glmquant.machines import A2, A3, LAYOUTS, Layout, Machine
 from glmquant.sizing import Fit, TensorGroup, fit_layout, kv_token_nbytes
-from tests.builders import layout_config, tensor_list
+from tests.builders import AIR, LARGE, layout_config, tensor_list
 
 GIB = 2**30
 ON_A2, ON_A3, ON_A3_EXPERTS = LAYOUTS
-
-BIG: dict[str, Any] = {
-    "hidden_size": 5120,
-    "intermediate_size": 12288,
-    "moe_intermediate_size": 1536,
-    "num_hidden_layers": 92,
-    "first_k_dense_replace": 3,
-    "num_attention_heads": 96,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "n_routed_experts": 160,
-    "vocab_size": 151552,
-}
-AIR = BIG | {
-    "hidden_size": 4096,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "num_hidden_layers": 46,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 128,
-}
 
 
 def groups_of(config: Mapping[str, Any], *, mtp_copies: bool = False) -> list[TensorGroup]:
@@ -80,10 +59,10 @@ def test_weights_of_the_355b_a_card_are_near_the_sums_done_on_paper(
     layout: Layout, documented: float, difference: float
 ) -> None:
     """21.5 is half of 43.1: what lies whole on every card, 0.76 GiB, was halved too."""
-    assert weights_gib(BIG, layout) == pytest.approx(documented, abs=difference)
+    assert weights_gib(LARGE, layout) == pytest.approx(documented, abs=difference)
 
 
-@pytest.mark.parametrize("sizes", [BIG, AIR])
+@pytest.mark.parametrize("sizes", [LARGE, AIR])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_a_card_are_the_sum_over_the_parts_of_the_model(
     sizes: dict[str, Any], layout: Layout
@@ -112,11 +91,11 @@ def test_weights_a_card_are_the_sum_over_the_parts_of_the_model(
 
 
 def test_copies_of_embedding_and_head_in_the_mtp_layer_count() -> None:
-    more = weights_gib(BIG, ON_A2, mtp_copies=True) - weights_gib(BIG, ON_A2)
+    more = weights_gib(LARGE, ON_A2, mtp_copies=True) - weights_gib(LARGE, ON_A2)
     assert more == pytest.approx(2 * 151552 * 5120 * 2 / 8 / GIB)
 
 
-@pytest.mark.parametrize(("sizes", "nbytes"), [(BIG, 380_928), (AIR, 192_512)])
+@pytest.mark.parametrize(("sizes", "nbytes"), [(LARGE, 380_928), (AIR, 192_512)])
 def test_kv_cache_a_token_over_all_cards(sizes: dict[str, Any], nbytes: int) -> None:
     config = Glm4MoeConfig.model_validate(layout_config("4.6", **sizes))
     whole = Layout(Machine("one", "one card", 1, 64 * GIB), 1, 1)
@@ -127,23 +106,23 @@ def test_kv_cache_a_token_over_all_cards(sizes: dict[str, Any], nbytes: int) -> 
 
 
 def test_35000_tokens_of_the_355b_take_1_55_gib_a_card() -> None:
-    config = Glm4MoeConfig.model_validate(layout_config("4.6", **BIG))
+    config = Glm4MoeConfig.model_validate(layout_config("4.6", **LARGE))
     assert 35_000 * kv_token_nbytes(config, 1, ON_A2) / GIB == pytest.approx(1.55, abs=0.005)
 
 
 def test_room_tokens_and_sequences_follow_from_weights_and_context() -> None:
-    found = fit(BIG, ON_A2, 35_000)
+    found = fit(LARGE, ON_A2, 35_000)
     assert found.weights_nbytes and found.room_nbytes and found.kv_token_nbytes and found.tokens
     assert found.room_nbytes == A2.usable_nbytes - found.weights_nbytes
     assert found.tokens == found.room_nbytes // found.kv_token_nbytes
     assert found.sequences == found.tokens // 35_000 == 5
     assert found.fits
-    assert not fit(BIG, ON_A2, 202_752).fits  # all that GLM-4.6 allows is too much for one A2
-    assert fit(BIG, ON_A3, 202_752).fits
+    assert not fit(LARGE, ON_A2, 202_752).fits  # all that GLM-4.6 allows is too much for one A2
+    assert fit(LARGE, ON_A3, 202_752).fits
 
 
 def test_weights_too_many_for_the_cards_leave_less_than_no_room() -> None:
-    found = fit(BIG | {"num_hidden_layers": 140}, ON_A2)
+    found = fit(LARGE | {"num_hidden_layers": 140}, ON_A2)
     assert found.room_nbytes is not None
     assert found.room_nbytes < 0
     assert (found.tokens, found.sequences, found.fits) == (0, 0, False)
@@ -153,11 +132,11 @@ def test_airs_experts_cut_over_16_cards_are_advised_against() -> None:
     (advice,) = fit(AIR, ON_A3).advice
     assert "1408 / 16 = 88 is not a multiple of 32" in advice
     assert "--enable-expert-parallel" in advice
-    assert fit(BIG, ON_A3).advice == ()
+    assert fit(LARGE, ON_A3).advice == ()
 
 
 def test_shared_experts_on_every_card_are_told_where_there_are_two_ranks() -> None:
-    (advice,) = fit(BIG, ON_A3_EXPERTS).advice
+    (advice,) = fit(LARGE, ON_A3_EXPERTS).advice
     assert advice == "enable_shared_expert_dp takes 3.5 GiB a card more"
 
 
@@ -174,15 +153,15 @@ def test_shared_experts_on_every_card_are_told_where_there_are_two_ranks() -> No
 def test_what_does_not_divide_is_said_and_no_figure_is_given(
     changes: dict[str, Any], layout: Layout, word: str
 ) -> None:
-    found = fit(BIG | changes, layout)
+    found = fit(LARGE | changes, layout)
     assert any(word in obstacle for obstacle in found.obstacles)
     assert found.weights_nbytes is found.tokens is None
     assert not found.fits
 
 
 def test_a_vocabulary_of_any_size_is_padded() -> None:
-    sizes = BIG | {"vocab_size": 151_500}  # 64 rows a block make 151,552
-    assert weights_gib(sizes, ON_A3) == weights_gib(BIG, ON_A3)
+    sizes = LARGE | {"vocab_size": 151_500}  # 64 rows a block make 151,552
+    assert weights_gib(sizes, ON_A3) == weights_gib(LARGE, ON_A3)
 
 
 CONFIGURATIONS = st.fixed_dictionaries(

@@ -48,8 +48,6 @@ class Kernels(NamedTuple):
 @cache
 def kernels() -> Kernels:
     """The functions, from the user's cache or compiled now."""
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
     packed = _kept()
     if packed is None:
         _compile_elsewhere()
@@ -73,8 +71,6 @@ def _compile_elsewhere() -> None:
 
 def keep() -> None:
     """Compile the kernels and put them into the user's cache."""
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
     packed = _compile()
     write_cached(_cache_name(), xxhash.xxh3_128(packed).digest() + packed)
 
@@ -92,6 +88,8 @@ def _processor() -> tuple[str, str, str]:
 
 
 def _target_machine() -> Any:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
     triple, cpu, features = _processor()
     target = binding.Target.from_triple(triple)
     return target.create_target_machine(
