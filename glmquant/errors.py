@@ -12,6 +12,8 @@ GlmquantError                 exit code 1
 │   └── TensorSetError        an expected tensor is missing, or one has no rule
 ├── RecipeError               a recipe file is wrong
 ├── NoMtpError                an MTP layer was asked for and there is none
+├── MismatchError             two checkpoints are not of one model, or hold different tensors
+│   └── RotatedError          the body is rotated: no MTP layer of the BF16 release fits it
 ├── NonFiniteError            NaN or Inf in a weight
 ├── SourceChangedError        the source is not the one that the run began with
 ├── TargetError               the target folder cannot be written as asked
@@ -114,6 +116,14 @@ class RecipeError(GlmquantError):
 
 class NoMtpError(GlmquantError):
     """An MTP layer was asked for and the source has none."""
+
+
+class MismatchError(GlmquantError):
+    """Two checkpoints are not of one model, or hold different tensors."""
+
+
+class RotatedError(MismatchError):
+    """The body is rotated: no MTP layer of the BF16 release fits it."""
 
 
 class NonFiniteError(GlmquantError):

@@ -76,7 +76,10 @@ def read_header(file: str, file_nbytes: int, read: Callable[[int, int], bytes]) 
         fields = parse_object(raw, file)
     except JsonError as error:
         raise _broken(file, "a JSON header", error.found or error.what) from error
-    fields.pop("__metadata__", None)
+    metadata = fields.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(f"{file}: __metadata__", "texts under names", json.dumps(metadata)[:200])
     begin = 8 + length
     tensors = sorted(
         (_parse_entry(file, name, entry, begin) for name, entry in fields.items()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,6 +11,8 @@ from glmquant.jsontext import dump_object, parse_object
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 """The only index name that vLLM reads (vLLM 0.11-0.30 ``weight_utils.py``)."""
+
+_DIGITS: Final = re.compile(r"(\d+)")
 
 
 def parse_index(data: bytes, file: str = INDEX_FILE) -> dict[str, str]:
@@ -63,6 +66,12 @@ def is_shard_name(name: object) -> bool:
         and name.isprintable()
         and not set("/\\") & set(name)
     )
+
+
+def natural_key(name: str) -> list[int | str]:
+    """The key by which ``shard-10`` comes after ``shard-9`` (vLLM 0.18 ``weight_utils.py``)."""
+    parts = _DIGITS.split(name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def build_index(weight_map: Mapping[str, str], total_nbytes: int) -> bytes:

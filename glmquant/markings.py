@@ -46,6 +46,7 @@ class Format(str, Enum):
 
 
 FLOAT_FORMATS: Final = (Format.BF16, Format.F16, Format.F32)
+MODELSLIM_FORMATS: Final = (Format.MODELSLIM_V0, Format.MODELSLIM_V1, Format.MODELSLIM_HF)
 
 _METHODS: Final = {
     "gptq": Format.GPTQ,

@@ -7,10 +7,11 @@ class Observer:
     """Does nothing; a user interface overrides what it shows."""
 
     def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
-        """Work begins: ``quantize``, or ``compare`` where touched source files are read again.
+        """Work begins.
 
         Args:
-            doing: The name of the work.
+            doing: ``quantize``; ``graft``; ``compare`` where files are held against each other;
+                ``check`` where what was written is read again.
             done_nbytes: Source bytes that an earlier run has done.
             total_nbytes: Source bytes in all.
         """

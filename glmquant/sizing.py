@@ -142,9 +142,9 @@ def fit_layout(
     Returns:
         What fits.
     """
-    obstacles = tuple(_obstacles(config, layout))
-    if obstacles:
-        return Fit(layout, context, obstacles)
+    refused = tuple(obstacles(config, layout))
+    if refused:
+        return Fit(layout, context, refused)
     groups = tuple(groups)
     weights_nbytes = sum(group.card_nbytes(config, layout) for group in groups)
     token_nbytes = kv_token_nbytes(config, mtp_count, layout)
@@ -153,8 +153,8 @@ def fit_layout(
     return Fit(
         layout,
         context,
-        obstacles,
-        tuple(_advice(config, groups, layout)),
+        refused,
+        tuple(advice(config, groups, layout)),
         weights_nbytes,
         token_nbytes,
         room_nbytes,
@@ -183,8 +183,16 @@ def _padded(rows: int) -> int:
     return -(-rows // VOCABULARY_PADDING) * VOCABULARY_PADDING
 
 
-def _obstacles(config: Glm4MoeConfig, layout: Layout) -> Iterator[str]:
-    """What an engine refuses to cut, or this arithmetic cannot."""
+def obstacles(config: Glm4MoeConfig, layout: Layout) -> Iterator[str]:
+    """What an engine refuses to cut, or this arithmetic cannot.
+
+    Args:
+        config: The model.
+        layout: How the engine spreads it.
+
+    Yields:
+        A clause each, which begins with the key of config.json.
+    """
     tensor_parallel, kv_heads = layout.tensor_parallel, config.num_key_value_heads
     cut = {"num_attention_heads": config.num_attention_heads}
     if config.first_k_dense_replace:
@@ -199,7 +207,8 @@ def _obstacles(config: Glm4MoeConfig, layout: Layout) -> Iterator[str]:
     if max(kv_heads, tensor_parallel) % min(kv_heads, tensor_parallel):
         yield f"num_key_value_heads {kv_heads} and tp {tensor_parallel} do not divide"
     if _padded(config.vocab_size) % tensor_parallel:
-        yield f"vocab_size {_padded(config.vocab_size)}, padded, is not a multiple of tp"
+        rows = _padded(config.vocab_size)
+        yield f"vocab_size {rows}, padded, is not a multiple of tp {tensor_parallel}"
     experts = ("moe_intermediate_size", config.moe_intermediate_size)
     if layout.is_expert_parallel:
         experts = ("n_routed_experts", config.n_routed_experts)
@@ -207,9 +216,17 @@ def _obstacles(config: Glm4MoeConfig, layout: Layout) -> Iterator[str]:
         yield f"{experts[0]} {experts[1]} is not a multiple of {layout.cards} cards"
 
 
-def _advice(
-    config: Glm4MoeConfig, groups: tuple[TensorGroup, ...], layout: Layout
-) -> Iterator[str]:
+def advice(config: Glm4MoeConfig, groups: tuple[TensorGroup, ...], layout: Layout) -> Iterator[str]:
+    """What to do about what divides badly or takes more.
+
+    Args:
+        config: The model.
+        groups: Tensors of the checkpoint.
+        layout: How the engine spreads them, without obstacles.
+
+    Yields:
+        A sentence each.
+    """
     columns = config.moe_intermediate_size // layout.cards
     if not layout.is_expert_parallel and columns % EXPERT_COLUMNS:
         yield (

@@ -19,6 +19,16 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_mtp_part(name: str) -> bool:
+    """Whether only an MTP layer has such a tensor, at whatever index it lies."""
+    return bool(_MTP_ONLY.search(name))
+
+
+def is_router_bias(name: str) -> bool:
+    """Whether it is the bias that a router adds to its scores, of whatever layer."""
+    return name.endswith(".mlp.gate.e_score_correction_bias")
+
+
 _IN_LAYER: Final = r"model\.layers\.[0-9]+\."
 _ROLES: Final = re.compile(
     "|".join(
@@ -73,7 +83,7 @@ def contradicted_key(config: Glm4MoeConfig, name: str) -> str | None:
     key = "tie_word_embeddings" if name == "lm_head.weight" else None
     if layer is not None:
         expert = _EXPERT.search(name)
-        is_mtp_name = bool(_MTP_ONLY.search(name)) and layer < config.num_hidden_layers
+        is_mtp_name = is_mtp_part(name) and layer < config.num_hidden_layers
         if is_mtp_name or layer >= config.num_hidden_layers + (
             config.num_nextn_predict_layers or 0
         ):

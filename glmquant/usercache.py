@@ -59,3 +59,14 @@ def write_cached(name: str, data: bytes) -> None:
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
+
+
+def remove_cached(name: str) -> None:
+    """Take a file out of the cache, and what a killed writer left of it; neither has to be there.
+
+    Args:
+        name: Its name, without a folder.
+    """
+    with suppress(OSError, RuntimeError):
+        for path in cache_dir().glob(f"{name}*"):
+            path.unlink(missing_ok=True)

@@ -44,13 +44,14 @@ class PartFile:
     Args:
         path: The final name; ``.part`` is added until ``commit``.
         nbytes: Length of the finished file.
+        mode: Its permissions; by the user's umask if left out.
 
     Raises:
         DiskSpaceError: No room.
         StorageError: The file cannot be made.
     """
 
-    def __init__(self, path: Path, nbytes: int) -> None:
+    def __init__(self, path: Path, nbytes: int, mode: int | None = None) -> None:
         self.path = path
         self.part = path.with_name(path.name + PART_SUFFIX)
         self._descriptor: int | None = None
@@ -63,6 +64,8 @@ class PartFile:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self.part, flags, 0o666)
             try:
+                if mode is not None:
+                    os.fchmod(self._descriptor, mode)
                 os.ftruncate(self._descriptor, nbytes)
                 self._direct = self._open_direct() if nbytes >= DIRECT_NBYTES else None
                 if self._direct is not None:
@@ -223,13 +226,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a small file whole: beside, durable, renamed.
+
+    Args:
+        path: Its name.
+        data: All of it.
+        mode: Its permissions; by the user's umask if left out.
 
     Raises:
         DiskSpaceError: No room.
         StorageError: The disk refuses.
     """
-    with PartFile(path, len(data)) as part:
+    with PartFile(path, len(data), mode) as part:
         part.write(0, data)
         part.commit()

@@ -21,6 +21,8 @@ TORCH_DTYPES = {
     "BF16": "bfloat16",
     "F32": "float32",
     "F16": "float16",
+    "F64": "float64",
+    "I64": "int64",
     "I8": "int8",
     "U8": "uint8",
     "I32": "int32",

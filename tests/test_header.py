@@ -298,3 +298,12 @@ def test_a_shape_of_very_many_dimensions_is_refused_at_once() -> None:
     data = struct.pack("<Q", len(text)) + text + bytes(4)
     with pytest.raises(HeaderError):
         read(data)
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, [], "text", 0, {"a": {"b": "c"}}])
+def test_metadata_that_are_no_texts_are_refused_as_by_the_library(metadata: object) -> None:
+    data = with_entries(12, __metadata__=metadata, t=ENTRY)
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    with pytest.raises(HeaderError):
+        read(data)

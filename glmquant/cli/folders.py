@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def choose_source(named: str | None, verb: str = "w8a8") -> Path:
     Raises:
         UsageError: The named one is not there, or the working directory leaves no one choice.
     """
-    return _choose(named, _is_bf16_folder, verb, "source", "folder with BF16 GLM-4.x weights")
+    return _choose(named, is_bf16_folder, verb, "source", "folder with BF16 GLM-4.x weights")
 
 
 def choose_folder(named: str | None, verb: str) -> Path:
@@ -48,8 +48,30 @@ def choose_folder(named: str | None, verb: str) -> Path:
     return _choose(named, looks_like_a_model, verb, "folder", "model folder")
 
 
+def choose_quantized(named: str | None, verb: str, words: Iterable[str] = ()) -> Path:
+    """The folder with quantized weights: the one named, else the only one here.
+
+    Args:
+        named: What the user typed, or None.
+        verb: The command that asks, for the hint.
+        words: What was typed behind it.
+
+    Returns:
+        A path; a named one is not looked into.
+
+    Raises:
+        UsageError: As ``choose_source``.
+    """
+    return _choose(named, _is_quantized_folder, verb, "folder", "folder with W8A8 weights", words)
+
+
 def _choose(
-    named: str | None, is_choice: Callable[[Path], bool], verb: str, noun: str, kind: str
+    named: str | None,
+    is_choice: Callable[[Path], bool],
+    verb: str,
+    noun: str,
+    kind: str,
+    words: Iterable[str] = (),
 ) -> Path:
     if named is not None:
         with suppress(OSError, ValueError):  # a name that no file can have
@@ -65,7 +87,8 @@ def _choose(
     here = Path.cwd()
     if is_choice(here):
         return here
-    choices = sorted(path for path in here.iterdir() if path.is_dir() and is_choice(path))
+    seen = (path for path in here.iterdir() if not path.name.startswith(".") and path.is_dir())
+    choices = sorted(path for path in seen if is_choice(path))
     if len(choices) == 1:
         return Path(choices[0].name)
     first = shlex.quote(printable(choices[0].name)) if choices else "FOLDER"
@@ -74,11 +97,12 @@ def _choose(
         where=str(here),
         expected=f"one {kind}",
         found=listing((printable(path.name) for path in choices), 20) or "none",
-        hint=f"glmquant {verb} {first}",
+        hint=" ".join(["glmquant", verb, first, *map(shlex.quote, words)]),
     )
 
 
-def _is_bf16_folder(path: Path) -> bool:
+def is_bf16_folder(path: Path) -> bool:
+    """Whether a folder looks like BF16 weights of a GLM-4.x MoE."""
     try:
         config = json.loads((path / CONFIG_FILE).read_bytes())
         return (
@@ -90,6 +114,10 @@ def _is_bf16_folder(path: Path) -> bool:
         )
     except (OSError, ValueError):
         return False
+
+
+def _is_quantized_folder(path: Path) -> bool:
+    return any(path.glob(f"{DESCRIPTION_PREFIX}*.json")) and any(path.glob("*.safetensors"))
 
 
 def default_target(source: Path, recipe_name: str, has_mtp: bool) -> Path:
