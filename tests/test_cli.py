@@ -30,6 +30,9 @@ def test_the_example_at_the_end_of_each_help_works(
     match = re.fullmatch(r"  Example: glmquant (.+)", last)
     assert match, last
     words = match[1].replace("/tmp/", f"{tmp_path}/").split()
+    made = {"GLM-4.6-W8A8": [], "GLM-4.6-W8A8-floatmtp": ["--add-mtp"]}
+    for name in made.keys() & set(words):
+        assert glmquant("w8a8", "GLM-4.6", *made[name]).exit_code == 0
     has_dry_run = any(option.name == "dry_run" for option in main.commands[verb].params)
     ran = glmquant(*words, *["--dry-run"][: int(has_dry_run)])
     assert ran.exit_code == 0

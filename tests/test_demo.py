@@ -20,6 +20,7 @@ def test_the_demo_writes_a_checkpoint_and_says_how_good_it_is(
     assert (out / "config.json").is_file()
     assert all(name in ran.stdout for name in folder_bytes(out))
     assert "dB" in ran.stdout
+    assert "verdict: right, no finding\nlevels: files, values, source\n" in ran.stdout
     assert folder_bytes(tmp_path / "demo" / MODEL_NAME) == folder_bytes(model_dir())
     again = glmquant("demo", tmp_path / "demo")
     assert (again.exit_code, "already done" in again.stdout) == (0, True)
@@ -28,12 +29,21 @@ def test_the_demo_writes_a_checkpoint_and_says_how_good_it_is(
 def test_the_trained_model_is_quantized_as_well_as_its_rows_allow(
     tmp_path: Path, glmquant: Run
 ) -> None:
-    done = glmquant("demo", tmp_path, "--json").events[-1]
+    events = glmquant("demo", tmp_path, "--json").events
+    done = next(event for event in events if event["event"] == "done")
     figures = {row["role"]: row for row in done["roles"]}
     for role in ("routed_expert", "attention_qkv", "attention_out"):
         assert figures[role]["sqnr_db_least"] > 42.5
     assert figures["mtp"]["scheme"] == "FLOAT"
     assert done["mtp_layers"] == 1
+    assert (events[-1]["event"], events[-1]["verdict"]) == ("verify", "clean")
+
+
+def test_the_demo_fails_where_its_output_is_wrong(tmp_path: Path, glmquant: Run) -> None:
+    glmquant("demo", tmp_path)
+    (tmp_path / f"{MODEL_NAME}-W8A8-floatmtp" / "mtp.safetensors").chmod(0o600)
+    ran = glmquant("demo", tmp_path)
+    assert (ran.exit_code, "error F2: " in ran.stdout) == (1, True)
 
 
 def test_the_demo_does_not_write_over_something_else(tmp_path: Path, glmquant: Run) -> None:

@@ -24,7 +24,7 @@ def _program() -> str:
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 @click.pass_context
 def demo(ctx: click.Context, folder: Path, as_json: bool) -> None:
-    """Unpack GLM-4-nano into DIR and quantize it with its MTP layer, as `w8a8 --add-mtp` does.
+    """Unpack GLM-4-nano into DIR, quantize it with its MTP layer, and verify what was written.
 
     GLM-4-nano is a trained GLM-4 MoE of 10 MB with every kind of tensor that the large ones have.
     DIR is ./glmquant-demo if left out.
@@ -32,6 +32,7 @@ def demo(ctx: click.Context, folder: Path, as_json: bool) -> None:
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.progress import nbytes_text
     from glmquant.cli.summary import echo_table
+    from glmquant.cli.verify import verify
     from glmquant.cli.w8a8 import w8a8
     from glmquant.demo import unpack_model
 
@@ -39,9 +40,11 @@ def demo(ctx: click.Context, folder: Path, as_json: bool) -> None:
     if not as_json:
         click.echo(f"$ glmquant w8a8 {source} --add-mtp")
     ctx.invoke(w8a8, source=str(source), add_mtp=True, as_json=as_json)
+    target = source.with_name(f"{source.name}-W8A8-floatmtp")
     if not as_json:
-        target = source.with_name(f"{source.name}-W8A8-floatmtp")
         click.echo("written:")
         rows = [(path.name, nbytes_text(path.stat().st_size)) for path in sorted(target.iterdir())]
         echo_table(rows, left=1)
         click.echo(f"more to try: {_program()} w8a8 {source} --add-mtp --recipe w8a8-full")
+        click.echo(f"$ glmquant verify {target} --source {source}")
+    ctx.invoke(verify, folder=str(target), source=str(source), as_json=as_json)

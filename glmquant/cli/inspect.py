@@ -220,15 +220,15 @@ def _next_step(
 ) -> str:
     """The command that comes next, or what has to be done before one can."""
     from glmquant.checkpoint import open_checkpoint
-    from glmquant.markings import FLOAT_FORMATS, Format
+    from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 
     if found.is_unfinished_run:
         return "the same glmquant w8a8 command once more: it goes on where it stopped"
     if not identity.is_glm4_moe and found.config:
         return "none: glmquant prepares GLM-4.5, 4.5-Air, 4.6 and 4.7 alone"
     form = identity.marking.format
-    if form is Format.GLMQUANT:
-        return "none: it is quantized; w8a8 makes it anew from its BF16 source"
+    if form in (Format.GLMQUANT, *MODELSLIM_FORMATS):
+        return shlex.join(["glmquant", "verify", shown])
     if form not in (*FLOAT_FORMATS, Format.NO_WEIGHTS, Format.UNREADABLE):
         return "none: it is quantized or held otherwise; w8a8 starts from the BF16 safetensors"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -99,6 +100,8 @@ def w8a8(
     if rate := meter.measured(workers, is_searched=recipe.is_searched):
         store_rate(rate)
     rows = measured_rows(plan, outcome.records)
+    shown = (short_path(target_dir), "--source", short_path(source_dir))
+    step = shlex.join(["glmquant", "verify", *shown])
     written = sum((target_dir / name).stat().st_size for name in plan.files)
     if as_json:
         emit(
@@ -111,6 +114,7 @@ def w8a8(
             weights_nbytes=plan.weights_nbytes,
             mtp_layers=plan.mtp_count,
             roles=rows,
+            next=step,
         )
         return
     echo_roles(rows)
@@ -120,3 +124,4 @@ def w8a8(
         f"{plan.weights_nbytes / plan.source_nbytes:.2f} of the {nbytes_text(plan.source_nbytes)} "
         "they were made of"
     )
+    click.echo(f"next: {step}")

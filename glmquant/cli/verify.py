@@ -1,0 +1,284 @@
+"""``glmquant verify``: is a quantized checkpoint right?"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmquant.cli.options import default_workers, json_option
+
+if TYPE_CHECKING:
+    from glmquant.verify.engines.predict import Run
+    from glmquant.verify.findings import Finding
+    from glmquant.verify.run import Report
+
+
+@click.command(
+    short_help="Prove a W8A8 checkpoint right, ours or anybody's.",
+    epilog="Example: glmquant verify GLM-4.6-W8A8-floatmtp --source GLM-4.6",
+)
+@click.argument("folder", metavar="[DIR]", required=False)
+@click.option(
+    "--source",
+    "--from",
+    "source",
+    metavar="SOURCE",
+    help="The BF16 folder it was made of: every tensor of both is read and compared.",
+)
+@click.option("--deep", is_flag=True, help="Read every value, not headers and JSON alone.")
+@click.option(
+    "--tp",
+    "tensor_parallel",
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Say, too, whether the model divides by this tensor-parallel size.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=default_workers,
+    help="Threads.  [default: twice the cores, 16 at most]",
+)
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report as a page for a browser, too.",
+)
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    folder: str | None,
+    source: str | None,
+    deep: bool,
+    tensor_parallel: int | None,
+    workers: int,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Say whether the W8A8 checkpoint in DIR is right, what is wrong, and what mends it.
+
+    Three levels. Files: headers and JSON, in seconds. Values, by --deep: every byte, at the speed
+    of the disk. Source, by --source: int8 weights against the BF16 ones they were made of, all else
+    equal to them; values are checked on the way. An interrupted command goes on: what is done is
+    kept in ~/.cache/glmquant until it ends.
+
+    Folders of glmquant and of msModelSlim (v0, v1, Hugging Face names) are taken. DIR may be left
+    out where the working directory holds one of them. Nothing is written into either folder.
+
+    Exits with 0 where all is right or there are only warnings, 1 with errors, 2 where it could not
+    begin: wrong options, no W8A8 checkpoint in DIR, no whole BF16 one in SOURCE.
+    """
+    ctx.meta["glmquant.json"] = as_json
+    from glmquant.checkpoint import open_checkpoint
+    from glmquant.cli.folders import choose_quantized, choose_source, short_path
+    from glmquant.cli.progress import emit, progress
+    from glmquant.errors import AlreadyQuantizedError, CheckpointError, UsageError
+    from glmquant.source import FolderSource
+    from glmquant.verify.run import next_command
+    from glmquant.verify.run import verify as run
+
+    path = choose_quantized(folder, "verify")
+    if page is not None:
+        _require_replaceable(page)
+    source_dir = choose_source(source, "verify") if source is not None else None
+    try:
+        checkpoint = open_checkpoint(FolderSource(source_dir)) if source_dir else None
+        with progress(as_json) as observer:
+            report = run(
+                path,
+                source=checkpoint,
+                deep=deep,
+                tensor_parallel=tensor_parallel,
+                workers=workers,
+                observer=observer,
+            )
+    except CheckpointError as error:
+        error.exit_code = UsageError.exit_code  # 1 is for what was found
+        if isinstance(error, AlreadyQuantizedError) and source_dir is not None:
+            error.hint = _put_right(path, source_dir) or error.hint
+        raise
+    step = next_command(report, short_path(path))
+    fields = report_fields(report, step)
+    if page is not None:
+        _write_page(page, report, fields)
+    if as_json:
+        emit("verify", **fields)
+    else:
+        echo_report(report, step)
+    if page is not None and not as_json:
+        click.echo(f"page: {short_path(page)}", err=True)
+    if report.errors:
+        ctx.exit(1)
+
+
+def _put_right(folder: Path, source: Path) -> str | None:
+    """The command the other way round, where that is what was meant."""
+    from glmquant.cli.folders import is_bf16_folder, short_path
+
+    if not is_bf16_folder(folder):
+        return None
+    return shlex.join(["glmquant", "verify", short_path(source), "--source", short_path(folder)])
+
+
+def report_fields(report: Report, step: str) -> dict[str, Any]:
+    """All of a report for JSON and for the page."""
+    subject = report.subject
+    return {
+        "folder": str(subject.path),
+        "source": str(report.source) if report.source else None,
+        "model": subject.identity.model,
+        "layout": subject.identity.marking.format.value,
+        "format": subject.identity.text,
+        "mtp_layers": list(subject.mtp_layers),
+        "tensors": len(subject.tensors),
+        "nbytes": sum(subject.found.files[name] for name in subject.loaded),
+        "levels": [level.value for level in report.levels],
+        "verdict": report.verdict,
+        "findings": [finding.fields() for finding in report.findings],
+        "engines": [verdict.fields() for verdict in report.engines],
+        "roles": [figures.fields() for figures in report.figures],
+        "int8": [figures._asdict() for figures in report.tensors],
+        "notes": list(report.notes),
+        "next": step,
+    }
+
+
+def echo_report(report: Report, step: str) -> None:
+    """A report for people, on stdout."""
+    from glmquant.cli.progress import nbytes_text
+
+    subject = report.subject
+    nbytes = sum(subject.found.files[name] for name in subject.loaded)
+    layers = ", ".join(map(str, subject.mtp_layers))
+    facts = [
+        subject.identity.model,
+        subject.identity.text,
+        f"{nbytes_text(nbytes)} in {len(subject.tensors):,} tensors",
+        f"MTP layer {layers}" if layers else "no MTP layer",
+    ]
+    click.echo(f"{subject.found.name}: {', '.join(facts)}")
+    _echo_engines(report)
+    _echo_figures(report)
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    for finding in report.findings:
+        _echo_finding(finding)
+    click.echo(f"verdict: {headline(report)}")
+    click.echo(f"levels: {', '.join(level.value for level in report.levels)}")
+    click.echo(f"next: {step}")
+
+
+def headline(report: Report) -> str:
+    """The verdict in a line: ``not right, 2 errors and 1 warning``."""
+    warnings = len(report.findings) - report.errors
+    counts = [
+        f"{count} {noun}{'s' * (count > 1)}"
+        for count, noun in ((report.errors, "error"), (warnings, "warning"))
+        if count
+    ]
+    return f"{'not right' if report.errors else 'right'}, {' and '.join(counts) or 'no finding'}"
+
+
+def _echo_engines(report: Report) -> None:
+    """What each version would do: a word in the table, the reasons below it."""
+    from glmquant.cli.summary import echo_table
+    from glmquant.survey import printable
+
+    reasons: dict[str, int] = {}
+
+    def word(run: Run) -> str:
+        numbers = [reasons.setdefault(why, len(reasons) + 1) for why in run.reasons]
+        marks = "".join(f" [{number}]" for number in dict.fromkeys(numbers))
+        return run.fate_text + marks
+
+    versions: dict[tuple[str, str], list[str]] = {}
+    for verdict in report.engines:
+        key = (word(verdict.with_flag), word(verdict.without_flag))
+        versions.setdefault(key, []).append(verdict.version)
+    rows = [["vllm-ascend", "with --quantization ascend", "without it"]]
+    rows += [[", ".join(named), *words] for words, named in versions.items()]
+    echo_table(rows, left=3)
+    for why, number in reasons.items():
+        click.echo(f"    [{number}] {printable(why, 300)}")
+
+
+def _echo_figures(report: Report) -> None:
+    from glmquant.cli.summary import echo_table
+
+    if report.figures:
+        header = ["int8 against the source", "tensors", "SQNR median", "least", "worst error"]
+        rows = [
+            [
+                each.role,
+                str(each.tensors),
+                _decibels(each.median_db),
+                _decibels(each.least_db),
+                f"{each.worst_steps:.3f} steps",
+            ]
+            for each in report.figures
+        ]
+        echo_table([header, *rows], left=1)
+
+
+def _decibels(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.2f} dB"
+
+
+def _echo_finding(finding: Finding) -> None:
+    """A finding as a block like that of an error."""
+    from glmquant.survey import printable
+
+    click.echo(f"{finding.severity.value} {finding.code}: {printable(finding.what, 200)}")
+    for key, text in (
+        ("where", finding.where),
+        ("expected", finding.expected),
+        ("found", finding.found),
+        ("next", finding.hint),
+    ):
+        click.echo(f"  {key + ':':<10}{printable(text, 600)}")
+
+
+def _require_replaceable(page: Path) -> None:
+    """A page may only take the place of another.
+
+    Raises:
+        UsageError: FILE is something else.
+    """
+    from glmquant.errors import UsageError
+    from glmquant.report.page import is_page
+    from glmquant.storage import reading
+
+    with reading(page):
+        is_other = page.is_dir() or (page.exists() and not is_page(page))
+    if is_other or not page.parent.is_dir():
+        raise UsageError(
+            "the page cannot be written there",
+            where=str(page),
+            expected="a new file, or an earlier page of glmquant, in a folder that exists",
+            found="another file or a folder" if is_other else f"no folder {page.parent}",
+            hint="--html report.html",
+        )
+
+
+def _write_page(page: Path, report: Report, fields: dict[str, Any]) -> None:
+    from glmquant import __version__
+    from glmquant.cli.progress import nbytes_text
+    from glmquant.report.page import render_page
+    from glmquant.verify.findings import CODES
+    from glmquant.writer import write_file
+
+    more = {
+        "name": report.subject.found.name,
+        "headline": headline(report),
+        "size": nbytes_text(fields["nbytes"]),
+        "codes": CODES,
+        "version": __version__,
+        "int8": sorted(fields["int8"], key=lambda each: (each["sqnr_db"] is None, each["sqnr_db"])),
+    }
+    write_file(page, render_page("verify", fields | more))

@@ -1,0 +1,1 @@
+"""What the versions of vllm-ascend would do with a folder."""

@@ -1,0 +1,292 @@
+"""What an engine stumbles over in a folder, or does not notice: a rule a function.
+
+Sources are those of ``engines.py``: each rule was measured with the real loaders, except where its
+comment says that it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from glmquant.glm4_moe import ExpectedTensor
+from glmquant.survey import printable
+from glmquant.verify.files.anatomy import (
+    ALLOWED_PARTS,
+    DYNAMIC,
+    FLOAT,
+    KNOWN_TYPES,
+    STATIC,
+    STATIC_PARTS,
+    Linear,
+)
+from glmquant.verify.files.linears import part_shapes
+from glmquant.verify.files.names import NORM_BIAS, is_router_bias
+from glmquant.verify.files.rotation import rotation_keys
+from glmquant.verify.subject import LINEAR_SUFFIXES, Subject
+
+
+class Engine(NamedTuple):
+    """A version of vllm-ascend, and what its loader does differently.
+
+    Attributes:
+        version: As people name it.
+        detects: It knows the format by the description, without ``--quantization ascend`` (0.17).
+        sorts: It reads shards in natural order (0.18), not in that of the file system.
+        asks_for_head: It looks up ``shared_head.head.weight`` (0.14 to 0.22, 0.24 to 0.26).
+        guesses: A linear without an entry is float to it, where it is in no fused group.
+        takes_method_alone: ``{"quant_method": "ascend"}`` in config.json is enough.
+        has_static_shared: Static shared experts run: from 0.23 on they are always dynamic.
+    """
+
+    version: str
+    detects: bool = True
+    sorts: bool = True
+    asks_for_head: bool = False
+    guesses: bool = False
+    takes_method_alone: bool = False
+    has_static_shared: bool = False
+
+
+class Fate(str, Enum):
+    """What becomes of a model."""
+
+    LOADS = "loads"
+    FAILS = "fails"
+    WRONG = "loads, wrong in silence"
+
+
+class Trouble(NamedTuple):
+    """Something that an engine stumbles over, or does not notice.
+
+    Attributes:
+        is_draft: It is the draft model's.
+        fate: What comes of it.
+        text: The error or what is wrong.
+        when: For which versions.
+    """
+
+    is_draft: bool
+    fate: Fate
+    text: str
+    when: Callable[[Engine], bool] = lambda engine: True
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model as an engine builds it from config.json: target and draft.
+
+    Attributes:
+        subject: The folder.
+        expected: The tensors that it has places for.
+        linears: Its linears, described as the engine believes.
+        draft_prefixes: With which the names of the draft's layers begin.
+        types: The description that the engine believes; None where it has none.
+    """
+
+    subject: Subject
+    expected: dict[str, ExpectedTensor]
+    linears: dict[str, Linear]
+    draft_prefixes: tuple[str, ...]
+    types: dict[str, Any] | None
+
+    def is_draft(self, name: str) -> bool:
+        """Whether a tensor or linear is the draft model's."""
+        return name.startswith(self.draft_prefixes)
+
+
+def some(names: list[str]) -> str:
+    """The first of several names, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return printable(names[0], 200) + more
+
+
+def _groups(model: Model) -> Iterator[tuple[str, list[Linear]]]:
+    """What an engine looks up together, by the name of the fused module.
+
+    vllm-ascend ``packed_modules_model_mapping["glm4_moe"]``: qkv_proj, gate_up_proj, and of the
+    experts the three linears of expert 0. ``eh_proj`` is never looked up.
+    """
+    groups: dict[str, list[Linear]] = {}
+    for linear in model.linears.values():
+        module, _, part = linear.name.rpartition(".")
+        if ".mlp.experts." in module:
+            if module.endswith(".experts.0"):
+                groups.setdefault(module[:-2], []).append(linear)
+        elif part in ("q_proj", "k_proj", "v_proj"):
+            groups.setdefault(f"{module}.qkv_proj", []).append(linear)
+        elif part in ("gate_proj", "up_proj"):
+            groups.setdefault(f"{module}.gate_up_proj", []).append(linear)
+        elif part != "eh_proj":
+            groups[linear.name] = [linear]
+    yield from groups.items()
+
+
+def lookups(model: Model) -> Iterator[Trouble]:
+    """What goes wrong before a weight is read: the types of all modules."""
+    types = model.types or {}
+    for name, group in _groups(model):
+        is_draft = model.is_draft(name)
+        kinds = [linear.described for linear in group]
+        absent = [linear for linear in group if linear.described is None]
+        if absent:
+            error = f"KeyError '{absent[0].name}.weight'"
+            if len(group) > 1:
+                yield Trouble(is_draft, Fate.FAILS, error)
+            else:
+                yield Trouble(is_draft, Fate.FAILS, error, lambda engine: not engine.guesses)
+                if group[0].actual != FLOAT:  # taken as float: its scales have no place
+                    error = f"no place for {absent[0].name}.weight_scale"
+                    yield Trouble(is_draft, Fate.FAILS, error, lambda engine: engine.guesses)
+        elif odd := [
+            kind for kind in kinds if not isinstance(kind, str) or kind not in KNOWN_TYPES
+        ]:
+            text = printable(f"no scheme for the type {odd[0]!r} of {group[0].name}", 200)
+            yield Trouble(is_draft, Fate.FAILS, text)
+        elif len(set(kinds)) > 1:
+            yield Trouble(is_draft, Fate.FAILS, f"ValueError: {name} has several types")
+        elif kinds[0] == STATIC and name.endswith(".mlp.experts"):
+            yield Trouble(is_draft, Fate.FAILS, f"no scheme {STATIC} for experts: {name}")
+        elif kinds[0] == STATIC and ".mlp.shared_experts." in name:
+            text = f"at the first token: {name} is run as {DYNAMIC}"
+            yield Trouble(is_draft, Fate.FAILS, text, lambda engine: not engine.has_static_shared)
+    for prefix in model.draft_prefixes:
+        if f"{prefix}shared_head.head.weight" not in types:
+            error = f"KeyError '{prefix}head.weight'"
+            yield Trouble(True, Fate.FAILS, error, lambda engine: engine.asks_for_head)
+    if "lm_head.weight" in model.expected:
+        kind = types.get("lm_head.weight")
+        # Read: vllm-ascend's get_quant_method asks for every VocabParallelEmbedding that has a
+        # quantization config, as for a linear in no fused group.
+        if kind is None:
+            error = "KeyError 'lm_head.weight'"
+            yield Trouble(False, Fate.FAILS, error, lambda engine: not engine.guesses)
+        elif kind != FLOAT:
+            yield Trouble(False, Fate.FAILS, f"lm_head as {printable(repr(kind), 60)}")
+    if any(NORM_BIAS in key for key in types):
+        for is_draft in (False, True):
+            text = f"a key with {NORM_BIAS} gives every RMSNorm a bias"
+            yield Trouble(is_draft, Fate.WRONG, text)
+
+
+def tensors(model: Model) -> Iterator[Trouble]:
+    """What goes wrong while weights are read, or does not and should."""
+    yield from _unplaced(model)
+    if model.types is None:
+        return  # a float model: see _unplaced
+    found: dict[tuple[bool, str], list[str]] = {}
+    for linear in model.linears.values():
+        _judge_linear(model, linear, found)
+    for name, tensor in model.expected.items():
+        if tensor.is_required and name not in model.subject.tensors:
+            what = "uninitialised tensors"
+            if is_router_bias(name):
+                what = "uninitialised router biases"
+            elif model.is_draft(name):
+                what = "acceptance 0, uninitialised tensors"
+            found.setdefault((model.is_draft(name), what), []).append(name)
+    for (is_draft, what), names in found.items():
+        fate = Fate.FAILS if what.startswith("no place") else Fate.WRONG
+        yield Trouble(is_draft, fate, f"{what}: {some(names)}")
+    if rotated := rotation_keys(model.subject):
+        yield Trouble(
+            True, Fate.WRONG, f"acceptance 0, a float draft of a rotated body: {rotated[0]}"
+        )
+
+
+def _judge_linear(model: Model, linear: Linear, found: dict[tuple[bool, str], list[str]]) -> None:
+    """What the engine makes of a linear's tensors by the type that it believes."""
+    is_draft = model.is_draft(linear.name)
+    kind = linear.described
+    if ".mlp.experts." in linear.name:  # it asks for expert 0 alone
+        module, _, part = linear.name.rpartition(".")
+        first = model.linears.get(f"{module[: module.index('.experts.')]}.experts.0.{part}")
+        kind = first.described if first else kind
+    if linear.name.endswith(".eh_proj"):
+        kind = FLOAT
+    if not isinstance(kind, str) or kind not in KNOWN_TYPES:
+        return  # an error of the lookup, or taken as it is
+
+    def note(what: str, suffix: str) -> None:
+        found.setdefault((is_draft, what), []).append(f"{linear.name}.{suffix}")
+
+    for suffix in linear.parts:
+        if suffix in LINEAR_SUFFIXES and suffix not in ALLOWED_PARTS[kind]:
+            note("no place", suffix)
+    weight = linear.parts.get("weight")
+    if weight is None:
+        return
+    if kind == FLOAT and weight.dtype == "I8":
+        note("int8 read as float", "weight")
+    elif kind != FLOAT and weight.dtype != "I8":
+        note("acceptance 0, " * is_draft + "float tensors read as int8", "weight")
+    elif kind != FLOAT:
+        # A dynamic linear's offset is not in the formula.
+        needed = ("weight_scale",) if kind == DYNAMIC else STATIC_PARTS
+        for suffix in needed:
+            if suffix not in linear.parts:
+                note(f"uninitialised {suffix}", suffix)
+
+
+def _unplaced(model: Model) -> Iterator[Trouble]:
+    """Tensors that the target model has no place for: an error in every version.
+
+    Layers of the draft are passed over where config.json announces them; biases of modules without
+    one are dropped in silence.
+    """
+    if model.types is None:
+        scales = ("weight_offset", "weight_scale", *STATIC_PARTS)
+        for linear in model.linears.values():
+            suffix = next((each for each in scales if each in linear.parts), None)
+            if suffix is not None and not model.is_draft(linear.name):
+                yield Trouble(False, Fate.FAILS, f"KeyError '….{suffix}': no description is read")
+                return
+        lost = [
+            name
+            for name, tensor in model.expected.items()
+            if tensor.is_required and name not in model.subject.tensors and not model.is_draft(name)
+        ]
+        if lost:
+            yield Trouble(False, Fate.FAILS, f"ValueError: {some(lost)} not initialized")
+    for name in sorted(model.subject.tensors.keys() - model.expected.keys()):
+        module, _, suffix = name.rpartition(".")
+        if suffix == "bias" or (suffix in LINEAR_SUFFIXES and module in model.linears):
+            continue
+        # A draft's unknown tensors are the draft's error, all others the target's.
+        yield Trouble(model.is_draft(name), Fate.FAILS, f"no place for {printable(name, 200)}")
+
+
+def shapes(model: Model) -> Iterator[Trouble]:
+    """Shapes are checked by every version, dtypes cast by every version."""
+    for name, tensor in model.expected.items():
+        if name.removesuffix(".weight") in model.linears:
+            continue
+        ref = model.subject.tensors.get(name)
+        if ref is not None and ref.shape != tensor.shape:
+            yield _shape_trouble(model, name, ref.shape, tensor.shape)
+    known: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
+    for linear in model.linears.values():
+        if linear.shape not in known:
+            known[linear.shape] = part_shapes(linear.shape)
+        by_suffix = known[linear.shape]
+        for suffix, ref in linear.parts.items():
+            if suffix != "bias" and by_suffix.get(suffix, ref.shape) != ref.shape:
+                yield _shape_trouble(model, ref.name, ref.shape, by_suffix[suffix])
+
+
+def _shape_trouble(
+    model: Model, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> Trouble:
+    text = f"{printable(name, 200)} is {list(shape)}, not {list(expected)}"
+    return Trouble(model.is_draft(name), Fate.FAILS, text)
+
+
+def copies(model: Model) -> Iterator[Trouble]:
+    """0.13 reads files in the order of the file system: which copy is the last, nobody knows."""
+    subject = model.subject
+    shards = [subject.found.shards[file] for file in subject.loaded]
+    if sum(map(len, shards)) > len(subject.tensors):
+        text = "tensors lie in two files, and the one read last wins"
+        yield Trouble(False, Fate.WRONG, text, lambda engine: not engine.sorts)

@@ -1,0 +1,1 @@
+"""Headers and JSON: what they show of a checkpoint, in seconds."""

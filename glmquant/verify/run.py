@@ -1,0 +1,201 @@
+"""All levels of a verification, one after the other, and what they found."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from glmquant.checkpoint import Checkpoint
+from glmquant.errors import UsageError
+from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
+from glmquant.observer import Observer
+from glmquant.source import FolderSource
+from glmquant.verify.companions import check_companions
+from glmquant.verify.engines.predict import Verdict, predict
+from glmquant.verify.files.anatomy import dissect
+from glmquant.verify.files.check import check_files
+from glmquant.verify.files.template import check_template
+from glmquant.verify.findings import CODES, Finding, Level, Severity
+from glmquant.verify.remedies import SOURCE, naming_source
+from glmquant.verify.subject import Subject, open_subject
+from glmquant.verify.weights.check import check_source, check_values
+from glmquant.verify.weights.figures import RoleFigures, TensorFigures
+
+VERIFIED_FORMATS: Final = (
+    Format.GLMQUANT,
+    Format.UNFINISHED,
+    *MODELSLIM_FORMATS,
+    Format.UNMARKED,
+    Format.OTHER,
+    Format.UNREADABLE,
+    Format.NO_WEIGHTS,
+)
+"""What may be a W8A8 checkpoint, damaged perhaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification found.
+
+    Attributes:
+        subject: The checkpoint.
+        source: The folder of BF16 weights it was held against, or None.
+        levels: The levels that ran, in order.
+        findings: Errors first, in the order of their codes.
+        engines: What each version of vllm-ascend would do with the folder.
+        figures: How far the weights of each role are from the source's, where that was measured.
+        tensors: The same for each int8 weight.
+        notes: What was found and is right, a sentence each.
+        lacks_mtp: The source has an MTP layer, the checkpoint has not.
+    """
+
+    subject: Subject
+    source: Path | None
+    levels: tuple[Level, ...]
+    findings: tuple[Finding, ...]
+    engines: tuple[Verdict, ...]
+    figures: tuple[RoleFigures, ...] = ()
+    tensors: tuple[TensorFigures, ...] = ()
+    notes: tuple[str, ...] = ()
+    lacks_mtp: bool = False
+
+    @property
+    def errors(self) -> int:
+        """How many findings are errors."""
+        return sum(finding.severity is Severity.ERROR for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """``clean``, ``warnings`` or ``findings``."""
+        if self.errors:
+            return "findings"
+        return "warnings" if self.findings else "clean"
+
+
+def verify(
+    folder: Path,
+    *,
+    source: Checkpoint | None = None,
+    deep: bool = False,
+    tensor_parallel: int | None = None,
+    workers: int = 1,
+    observer: Observer | None = None,
+) -> Report:
+    """Judge a quantized checkpoint by what is on disk.
+
+    Args:
+        folder: The checkpoint.
+        source: The BF16 weights it was made of: every byte of both is then read.
+        deep: Read every byte of the checkpoint.
+        tensor_parallel: The size that the model has to be divided by.
+        workers: Threads.
+        observer: Is told how far it is.
+
+    Returns:
+        The report.
+
+    Raises:
+        CheckpointError: The folder holds no model.
+        UsageError: It holds one that is not quantized to W8A8.
+        StorageError: A file cannot be read, or became shorter meanwhile.
+    """
+    observer = observer or Observer()
+    subject = open_subject(FolderSource(folder))
+    _require_w8a8(subject)
+    anatomy = dissect(subject)
+    findings = [*check_files(subject, tensor_parallel, anatomy), *check_template(subject)]
+    levels = [Level.FILES]
+    figures: tuple[RoleFigures, ...] = ()
+    tensors: tuple[TensorFigures, ...] = ()
+    notes: tuple[str, ...] = ()
+    if source is not None:
+        levels += [Level.VALUES, Level.SOURCE]
+        findings += check_companions(subject, source)
+        compared = check_source(subject, source, observer=observer, workers=workers)
+        findings += compared.findings
+        figures, tensors, notes = compared.figures, compared.tensors, compared.notes
+    elif deep:
+        levels.append(Level.VALUES)
+        findings += check_values(subject, observer=observer, workers=workers).findings
+    return Report(
+        subject=subject,
+        source=source.source.path if source else None,
+        levels=tuple(levels),
+        findings=_settled(findings, source),
+        engines=predict(subject, anatomy),
+        figures=figures,
+        tensors=tensors,
+        notes=notes,
+        lacks_mtp=bool(source and source.mtp_count and not subject.mtp_layers),
+    )
+
+
+def _settled(findings: Iterable[Finding], source: Checkpoint | None) -> tuple[Finding, ...]:
+    """Findings in order, each once, with one graft for all that a graft mends.
+
+    Args:
+        findings: Those of all levels.
+        source: The BF16 weights, named in the hints where they are known.
+    """
+    found = list(findings)
+    kept = [each for each in found if not any(_repeats(each, other) for other in found)]
+    grafts = {each.hint for each in kept if each.hint.startswith("glmquant add-mtp ")}
+    whole = max(grafts, key=len, default="")  # with --replace-mtp it does what the others do
+    settled = []
+    for each in sorted(kept, key=_rank):
+        hint = whole if each.hint in grafts else each.hint
+        if source is not None:
+            hint = naming_source(hint, str(source.source.path))
+        settled.append(replace(each, hint=hint))
+    return tuple(settled)
+
+
+def _rank(finding: Finding) -> tuple[bool, int]:
+    return finding.severity is not Severity.ERROR, list(CODES).index(finding.code)
+
+
+def _repeats(finding: Finding, other: Finding) -> bool:
+    """Whether another level tells the same: a file as the source has it, missing tensors before."""
+    if finding.code != other.code or finding.level is other.level:
+        return False
+    if finding.tensors:
+        is_second = finding.level is Level.SOURCE and other.level is Level.FILES
+        return is_second and set(finding.tensors) <= set(other.tensors)
+    is_first = finding.level is Level.FILES and other.level is Level.SOURCE
+    return is_first and not other.tensors and finding.where == other.where
+
+
+def _require_w8a8(subject: Subject) -> None:
+    marking = subject.identity.marking
+    if marking.format in VERIFIED_FORMATS or subject.description:
+        return
+    is_float = marking.format in FLOAT_FORMATS
+    raise UsageError(
+        "this is not a W8A8 checkpoint in the ModelSlim format",
+        where=str(subject.path),
+        expected="int8 weights and quant_model_description.json",
+        found=subject.identity.text,
+        hint=shlex.join(["glmquant", "w8a8" if is_float else "inspect", str(subject.path)]),
+    )
+
+
+def next_command(report: Report, folder: str) -> str:
+    """What to type next: the remedy of the first error, or the next level.
+
+    Args:
+        report: What was found.
+        folder: The checkpoint, as the user would type it.
+    """
+    if report.errors:
+        return report.findings[0].hint
+    if report.source is None:
+        return shlex.join(["glmquant", "verify", folder, "--source", SOURCE])
+    if report.lacks_mtp:
+        return shlex.join(["glmquant", "add-mtp", folder, "--from", str(report.source)])
+    serve = ["vllm", "serve", folder, "--quantization", "ascend"]
+    if report.subject.mtp_layers:
+        serve += ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
+    return shlex.join(serve)
