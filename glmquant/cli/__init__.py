@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 import click
 
 from glmquant import __version__
+from glmquant.cli.add_mtp import add_mtp
 from glmquant.cli.demo import demo
 from glmquant.cli.inspect import inspect
 from glmquant.cli.plan import plan
 from glmquant.cli.progress import emit
 from glmquant.cli.recipes import recipes
+from glmquant.cli.verify import verify
 from glmquant.cli.w8a8 import w8a8
 from glmquant.errors import GlmquantError, StorageError
 
@@ -72,5 +74,5 @@ def main() -> None:
     """Prepare GLM-4.5, 4.5-Air, 4.6 and 4.7 weights for Ascend NPUs."""
 
 
-for _command in (inspect, plan, w8a8, recipes, demo):
+for _command in (inspect, plan, w8a8, add_mtp, verify, recipes, demo):
     main.add_command(_command)
