@@ -47,5 +47,6 @@ def test_the_steps_of_the_check_are_listed() -> None:
         "tests",
         "numpy1",
         "reference",
+        "msmodelslim",
         "wheel",
     ]
