@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from glmquant.cli import folders, main
 from glmquant.graft import run, swap
 from glmquant.kernels import fast
 from tests.grafting import Loaded, everything, load, make_base, small, without_state
+from tests.killer import killing
 
 PRELOADED = (folders, run)
 """What a command loads when it begins; a child then has it."""
@@ -79,22 +79,6 @@ def run_child(words: list[str], kill_at: int | None, has_exchange: bool) -> int:
 def no_exchange(first: Path, second: Path) -> int:
     """A file system that knows no exchange."""
     return errno.EINVAL
-
-
-_OPEN = os.open
-
-
-def killing(call: Callable[..., Any], state: dict[str, int]) -> Callable[..., Any]:
-    """A call that kills the process when its turn has come."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if call is not _OPEN or (len(args) > 1 and args[1] & (os.O_WRONLY | os.O_RDWR)):
-            state["left"] -= 1
-            if state["left"] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **kwargs)
-
-    return wrapped
 
 
 class Scenario:

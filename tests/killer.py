@@ -25,7 +25,9 @@ from tests.conftest import folder_bytes
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "replace", "unlink", "mkdir", "rmdir", "write")
 
 
-def _killing(call: Callable[..., Any], state: dict[str, int]) -> Callable[..., Any]:
+def killing(call: Callable[..., Any], state: dict[str, int]) -> Callable[..., Any]:
+    """A call that kills the process when its turn has come."""
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if call is not _OPEN or (len(args) > 1 and args[1] & (os.O_WRONLY | os.O_RDWR)):
             state["left"] -= 1
@@ -46,7 +48,7 @@ def run_child(words: list[str], kill_at: int | None) -> int:
         if kill_at is not None:
             state = {"left": kill_at}
             for name in CALLS:
-                setattr(os, name, _killing(getattr(os, name), state))
+                setattr(os, name, killing(getattr(os, name), state))
         os._exit(CliRunner().invoke(main, words).exit_code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
