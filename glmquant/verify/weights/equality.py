@@ -113,7 +113,8 @@ class FloatComparison:
                 off = mine != wanted
             else:
                 wanted = wanted * self._factor(count)
-                off = ~(np.abs(mine - wanted) <= ROUNDED * np.abs(wanted))
+                limit = ROUNDED + self._factors.doubt
+                off = ~(np.abs(mine - wanted) <= limit * np.abs(wanted))
             if not off.any():
                 return
             away = np.nan_to_num(np.where(off, np.abs(mine - wanted), -1.0), nan=1e30, posinf=1e30)

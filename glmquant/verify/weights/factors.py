@@ -14,11 +14,13 @@ class Factors(NamedTuple):
         columns: ``[in]`` F32, what its columns were multiplied by, or None.
         rows: ``[out]`` F32, what its rows and its bias were divided by, or None.
         in_bf16: The products were rounded to BF16.
+        doubt: How far a factor may be off, as a part of it: small where many rows told of it.
     """
 
     columns: Floats | None = None
     rows: Floats | None = None
     in_bf16: bool = True
+    doubt: float = 0.0
 
 
 def smooth(values: Floats, factors: Factors, first: int) -> None:

@@ -26,7 +26,7 @@ LEVELS: Final = 2.0
 """So many steps a column's values have to be, root mean square, to tell of its factor."""
 
 MOVED: Final = 2.0**-8
-"""Factors whose median is nearer to 1 are rounding: no tool smooths by half a BF16 step."""
+"""Factors that are nearer to 1 are rounding: no tool smooths by half a BF16 step."""
 
 CLEAR: Final = 3
 """A BF16 number is the factor where the next one is three times as far from what was found."""
@@ -88,8 +88,7 @@ class Fit(NamedTuple):
     def is_moved(self, changed: NDArray[np.bool_]) -> bool:
         """Whether the linears are smoothed in one of the channels in which the norm differs."""
         known = changed & (self.doubt < 1)
-        away = np.abs(self.found[known] - 1)
-        return not known.any() or bool((away > MOVED + SIGMAS * self.doubt[known]).any())
+        return not known.any() or moved_share(self.found[known], self.doubt[known]) > 0
 
     def factors(self, ratio: Doubles) -> Doubles:
         """The likeliest factors: both tell of them, unless the norm is wrong.
@@ -153,7 +152,15 @@ def settled(
     return np.where(is_plain, best, guess.astype(np.float32))
 
 
-def is_plain(factors: Doubles) -> bool:
-    """Whether nothing was moved: the factors are 1 but for what rounding leaves of it."""
-    known = factors[~np.isnan(factors)]
-    return not known.size or bool(np.median(np.abs(known - 1)) < MOVED)
+def moved_share(factors: Doubles, doubt: Doubles) -> float:
+    """The part of some factors that are not 1 for sure.
+
+    Args:
+        factors: As found; NaN where nothing was.
+        doubt: The standard error of each as a part of it.
+    """
+    known = np.isfinite(factors) & (doubt < 1)
+    if not known.any():
+        return 0.0
+    away = np.abs(factors[known] - 1)
+    return float(np.mean(away > MOVED + SIGMAS * doubt[known]))

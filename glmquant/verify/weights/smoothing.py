@@ -20,7 +20,7 @@ from glmquant.source import FolderSource
 from glmquant.verify.weights.arithmetic import Floats, to_bf16
 from glmquant.verify.weights.crew import Worker
 from glmquant.verify.weights.factors import Factors
-from glmquant.verify.weights.fits import SIGMAS, Fit, is_plain, merged, settled
+from glmquant.verify.weights.fits import SIGMAS, Fit, merged, moved_share, settled
 from glmquant.verify.weights.flaws import Flaw
 from glmquant.verify.weights.samples import Pair, Sampler
 from glmquant.verify.weights.units import Unit
@@ -29,6 +29,12 @@ AGREES: Final = 2.0**-6
 """How far a norm may be from the source's divided by the factor: factor, its reciprocal and the
 quotient are BF16, and the factor is found again within 2^-8."""
 
+
+MOST_DOUBT: Final = 0.1
+"""More than that is granted to no bias, however few rows there are."""
+
+FEW: Final = 0.1
+"""Fewer columns than this part with factors of their own are damage: a tool smooths nearly all."""
 
 ROW_SMOOTHED: Final = ("v_proj", "up_proj")
 """Linears whose rows may have other factors, too: nothing is learnt of their columns."""
@@ -69,11 +75,13 @@ class Moved(NamedTuple):
         rows: What the rows of the first were divided by, as its scales have it.
         bias: What its bias was divided by.
         columns: What the columns of the second were multiplied by.
+        doubt: How far any of these may be off, as a part of it.
     """
 
     rows: Floats
     bias: Floats
     columns: Floats
+    doubt: float
 
 
 class Prober:
@@ -138,7 +146,7 @@ class Prober:
             moved = self._probe_couple(first, second, count, worker, columns.get(first))
             if moved is not None:
                 rows[first], columns[second] = moved.rows, moved.columns
-                biases[f"{first}.bias"] = Factors(rows=moved.bias)
+                biases[f"{first}.bias"] = Factors(rows=moved.bias, doubt=moved.doubt)
         int8 = {
             name: Factors(columns.get(name), rows.get(name), name not in wide)
             for name in (*columns, *rows)
@@ -239,10 +247,12 @@ class Prober:
             return None
         sums = self._sampler.sums(pair, pair.other.shape[1], worker)
         found = sums.factors()
-        if found is None or found.size % (repeats * width) or is_plain(found):
+        if found is None or found.size % (repeats * width):
             return None
         heads = (-1, repeats, width)
         shared, doubt = merged(found.reshape(heads), sums.doubt().reshape(heads), 1)
+        if moved_share(shared, doubt) < FEW:
+            return None
         above_sums = self._sampler.row_sums(above, worker, before)
         rows = above_sums.factors() if above_sums is not None else None
         if above_sums is None or rows is None or rows.size != shared.size:
@@ -258,7 +268,7 @@ class Prober:
         if not known.any() or np.median(fits[known]) < 1:
             return None  # the rows do not make up for the columns: these are wrong
         both = np.stack([by_column, np.where(fits, by_row, np.nan)])
-        guess = merged(both, np.stack([column_doubt, np.hypot(row_doubt, rounding)]), 0)[0]
+        guess, left = merged(both, np.stack([column_doubt, np.hypot(row_doubt, rounding)]), 0)
         guess = np.where(np.isfinite(guess) & (guess > 0), guess, 1.0)
         # With its scale as it is, the row itself knows better.
         own = merged(both, np.stack([np.hypot(column_doubt, rounding), row_doubt]), 0)[0]
@@ -270,7 +280,9 @@ class Prober:
         else:
             whole = settled(guess)
         columns = np.broadcast_to(whole.reshape(-1, 1, width), (len(shared), repeats, width))
-        return Moved(own.astype(np.float32), whole, np.ascontiguousarray(columns).reshape(-1))
+        most = float(np.max(left[np.isfinite(left)], initial=0))
+        flat = np.ascontiguousarray(columns).reshape(-1)
+        return Moved(own.astype(np.float32), whole, flat, min(SIGMAS * most, MOST_DOUBT))
 
 
 def _norm_flaw(unit: Unit, found: str) -> Flaw:
