@@ -92,6 +92,12 @@ class Glm4MoeConfig(BaseModel):
         return self.torch_dtype or self.dtype
 
 
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """The first key of config.json that is missing or wrong, and why."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
+
+
 def parse_config(data: bytes) -> Glm4MoeConfig:
     """The checked configuration of a BF16 GLM-4.x MoE model.
 
@@ -134,12 +140,11 @@ def parse_config(data: bytes) -> Glm4MoeConfig:
     try:
         config = Glm4MoeConfig.model_validate(fields)
     except ValidationError as error:
-        first_error = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first_error["loc"]))
+        key, message = first_fault(error)
         raise ConfigError(
             "config.json lacks a key or has a wrong value",
             where=f"{CONFIG_FILE}: {key}",
-            expected=first_error["msg"],
+            expected=message,
             found=repr(fields[key])[:120] if key in fields else "no such key",
             hint="fetch config.json of the same release again",
         ) from error

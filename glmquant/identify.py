@@ -170,15 +170,10 @@ def _gguf(found: Survey) -> Marking:
 
 def _ascend(found: Survey) -> Iterator[tuple[Marking, str]]:
     """Our own output, or one with a ModelSlim description in a file or inside config.json."""
-    embedded = found.config.get("quantization_config")
-    is_embedded = isinstance(embedded, dict) and (
-        embedded.get("quant_method") == "ascend" or "model_quant_type" in embedded
-    )
-    name, description = found.description or (f"{CONFIG_FILE}: quantization_config", embedded)
-    is_described = bool(found.description) or is_embedded
+    described = found.description or found.embedded_description
     manifest = found.objects.get(MANIFEST_FILE, {})
     tool = manifest.get("tool")
-    if text_of(tool, "name") == "glmquant" and (is_described or _quantized_dtypes(found)):
+    if text_of(tool, "name") == "glmquant" and (described or _quantized_dtypes(found)):
         recipe = text_of(manifest.get("settings"), "recipe")
         version = text_of(tool, "version") or "of unknown version"
         detail = f"recipe {recipe}" if recipe else ""
@@ -188,10 +183,11 @@ def _ascend(found: Survey) -> Iterator[tuple[Marking, str]]:
     if any(shard.startswith("quant_model_weights") for shard in shards):
         form = Format.MODELSLIM_V1
     elif any(shard.startswith("quant_model_weight_") for shard in shards) or (
-        found.description and name.startswith("quant_model_description_")
+        found.description and found.description[0].startswith("quant_model_description_")
     ):
         form = Format.MODELSLIM_V0
-    if is_described and isinstance(description, dict):
+    if described:
+        name, description = described
         tool_name = None if form is Format.MODELSLIM_HF else "msModelSlim"
         yield Marking(form, _scheme(description), tool_name), name
     elif form is not Format.MODELSLIM_HF:

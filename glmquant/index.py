@@ -12,6 +12,9 @@ from glmquant.jsontext import dump_object, parse_object
 INDEX_FILE: Final = "model.safetensors.index.json"
 """The only index name that vLLM reads (vLLM 0.11-0.30 ``weight_utils.py``)."""
 
+INDEX_SUFFIX: Final = ".safetensors.index.json"
+"""How indexes end, whatever tool wrote them."""
+
 _DIGITS: Final = re.compile(r"(\d+)")
 
 

@@ -15,6 +15,7 @@ from glmquant.glm4_moe import (
     MAX_TENSORS,
     Glm4MoeConfig,
     expected_tensors,
+    first_fault,
     optional_mtp_weights,
 )
 from glmquant.index import INDEX_FILE
@@ -134,9 +135,8 @@ def take_inventory(found: Survey) -> Inventory:
         try:
             config = Glm4MoeConfig.model_validate(found.config)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = f"{CONFIG_FILE}: {'.'.join(map(str, first['loc']))}"
-            findings.append(Finding(where, first["msg"]))
+            key, message = first_fault(error)
+            findings.append(Finding(f"{CONFIG_FILE}: {key}", message))
         else:
             missing += _missing_tensors(found, config, mtp)
     return Inventory(

@@ -18,7 +18,7 @@ from glmquant.errors import GlmquantError
 from glmquant.gguf import GgufHead, read_gguf
 from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.header import LFS_POINTER, read_header
-from glmquant.index import INDEX_FILE, is_shard_name, parse_index
+from glmquant.index import INDEX_FILE, INDEX_SUFFIX, is_shard_name, parse_index
 from glmquant.jsontext import MAX_JSON_NBYTES, parse_object
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.sidefiles import UNFINISHED
@@ -37,7 +37,6 @@ QUANT_CONFIG_FILES: Final = (
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _OBJECTS: Final = (CONFIG_FILE, MANIFEST_FILE, _TOKENIZER_CONFIG, *QUANT_CONFIG_FILES)
-_INDEX_SUFFIX: Final = ".safetensors.index.json"
 OTHER_WEIGHTS: Final = {
     ".bin": "PyTorch",
     ".pt": "PyTorch",
@@ -105,6 +104,25 @@ class Survey:
         return (names[0], self.objects[names[0]]) if names else None
 
     @property
+    def embedded_description(self) -> tuple[str, dict[str, Any]] | None:
+        """A description inside config.json, and where it stands."""
+        embedded = self.config.get("quantization_config")
+        if isinstance(embedded, dict) and (
+            embedded.get("quant_method") == "ascend" or "model_quant_type" in embedded
+        ):
+            return f"{CONFIG_FILE}: quantization_config", embedded
+        return None
+
+    @property
+    def engine_shards(self) -> dict[str, tuple[TensorRef, ...]]:
+        """The shards that vLLM loads whole: those that its index names, or all without one."""
+        listed = self.weight_maps.get(INDEX_FILE)
+        if listed is None:
+            return self.shards
+        named = set(listed.values())
+        return {file: tensors for file, tensors in self.shards.items() if file in named}
+
+    @property
     def weight_map(self) -> dict[str, str]:
         """The index that an engine would read, or else the first; empty without one."""
         maps = self.weight_maps
@@ -138,7 +156,7 @@ def looks_like_a_model(folder: Path) -> bool:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]  # noqa: PTH208
         if any(
             is_shard_name(name)
-            or name.endswith((".gguf", _INDEX_SUFFIX))
+            or name.endswith((".gguf", INDEX_SUFFIX))
             or other_weight_format(name) is not None
             for name in names
         ):
@@ -200,7 +218,7 @@ def survey(source: FolderSource) -> Survey:
         is_weight = is_shard_name(name) or name.endswith(".gguf")
         if name in _OBJECTS or (name.startswith(DESCRIPTION_PREFIX) and name.endswith(".json")):
             attempt(name, partial(read_object, name))
-        elif name.endswith(_INDEX_SUFFIX):
+        elif name.endswith(INDEX_SUFFIX):
             attempt(name, partial(read_index, name))
         elif name.endswith(UNFINISHED):
             rest = "a run" if is_unfinished_run else "a download"

@@ -14,15 +14,13 @@ from glmquant.description import DESCRIPTION_FILE, DESCRIPTION_PREFIX, embedded_
 from glmquant.graft.admission import refuse_rotated, require_format, require_readable
 from glmquant.graft.request import Request
 from glmquant.identify import Identity, identify
-from glmquant.index import INDEX_FILE
+from glmquant.index import INDEX_FILE, INDEX_SUFFIX
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.reconcile import Shards, require_shard_names, require_single_copies
 from glmquant.source import FileStamp, FolderSource, file_stamp
 from glmquant.storage import reading
 from glmquant.survey import Survey, survey
 from glmquant.tensors import TensorRef
-
-_INDEX_SUFFIX = ".safetensors.index.json"
 
 
 class Embedding(Enum):
@@ -130,10 +128,8 @@ def open_recipient(path: Path, request: Request, ours: Collection[str] = ()) -> 
     require_readable(found, ours)
     config = found.config
     refuse_rotated(found, description, request)
-    weight_map = found.weight_maps.get(INDEX_FILE)
     shards = {name: refs for name, refs in found.shards.items() if name not in ours}
-    named = shards.keys() if weight_map is None else set(weight_map.values())
-    loaded = {name: refs for name, refs in shards.items() if name in named}
+    loaded = {name: refs for name, refs in found.engine_shards.items() if name in shards}
     require_shard_names(loaded)
     require_single_copies(loaded)
     modes, links = _modes(path, ours)
@@ -145,8 +141,8 @@ def open_recipient(path: Path, request: Request, ours: Collection[str] = ()) -> 
         description=description,
         embedding=embedding,
         loaded=loaded,
-        unlisted={name: refs for name, refs in shards.items() if name not in named},
-        weight_map=weight_map,
+        unlisted={name: refs for name, refs in shards.items() if name not in loaded},
+        weight_map=found.weight_maps.get(INDEX_FILE),
         renamed=tuple(_renamed(found)),
         manifest=found.objects.get(MANIFEST_FILE),
         modes=modes,
@@ -172,7 +168,7 @@ def _description(found: Survey) -> tuple[dict[str, Any], Embedding]:
 
 def _renamed(found: Survey) -> Iterator[str]:
     for name in found.files:
-        is_index = name.endswith(_INDEX_SUFFIX) and name != INDEX_FILE
+        is_index = name.endswith(INDEX_SUFFIX) and name != INDEX_FILE
         is_description = name.startswith(DESCRIPTION_PREFIX) and name.endswith(".json")
         if is_index or (is_description and name != DESCRIPTION_FILE):
             yield name

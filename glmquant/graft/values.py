@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from glmquant.graft.donor import Donor
 from glmquant.graft.recipient import Recipient
+from glmquant.kernels.definition import bits_dtype, round_to_bf16, to_f32
 from glmquant.kernels.units import ITEM_NBYTES
 from glmquant.tensors import FLOAT_DTYPES, TensorRef
 
@@ -34,13 +35,9 @@ class Likeness(Enum):
     OTHER = "other values"
 
 
-def to_f32(dtype: str, data: bytes) -> Floats:
+def _values(dtype: str, data: bytes) -> Floats:
     """The values of BF16, F16 or F32 bytes."""
-    if dtype == "BF16":
-        bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
-        values: Floats = bits.view(np.float32)
-        return values
-    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float32)
+    return to_f32(np.frombuffer(data, bits_dtype(dtype)), dtype)
 
 
 def compare(
@@ -71,22 +68,14 @@ def compare(
         advance(len(block))
         if held.dtype == wanted.dtype and block == other:
             continue
-        values, source = to_f32(held.dtype, block), to_f32(wanted.dtype, other)
+        values, source = _values(held.dtype, block), _values(wanted.dtype, other)
         if held.dtype != wanted.dtype and np.array_equal(values, source):
             continue
-        if wanted.dtype == "F32" and np.array_equal(values, bf16(source)):
+        if wanted.dtype == "F32" and np.array_equal(values, round_to_bf16(source)):
             likeness = Likeness.ROUNDED
             continue
         return Likeness.OTHER
     return likeness
-
-
-def bf16(values: Floats) -> Floats:
-    """F32 rounded to the nearest BF16, half to even."""
-    bits = values.view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded: Floats = ((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)).view(np.float32)
-    return rounded
 
 
 def sampled_rows(ref: TensorRef) -> list[int]:
@@ -103,7 +92,7 @@ def rows_of(
     """The sampled rows of a float tensor and their values."""
     row_nbytes = ref.shape[-1] * ITEM_NBYTES[ref.dtype]
     for row in sampled_rows(ref):
-        yield row, to_f32(ref.dtype, read(ref, row * row_nbytes, row_nbytes))
+        yield row, _values(ref.dtype, read(ref, row * row_nbytes, row_nbytes))
 
 
 def is_float(ref: TensorRef) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig
+from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, first_fault
 from glmquant.identify import Identity, identify
 from glmquant.index import INDEX_FILE, natural_key
 from glmquant.inventory import find_mtp
@@ -104,9 +103,10 @@ def open_subject(source: FolderSource) -> Subject:
     found = survey(source)
     identity = identify(found)
     config, config_error = _read_config(found)
-    loaded = tuple(sorted(_loaded_files(found), key=natural_key))
-    tensors = {ref.name: ref for file in loaded for ref in found.shards[file]}
-    description = found.description or _embedded(found)
+    shards = found.engine_shards
+    loaded = tuple(sorted(shards, key=natural_key))
+    tensors = {ref.name: ref for file in loaded for ref in shards[file]}
+    description = found.description or found.embedded_description
     types = description[1] if description else {}
     return Subject(
         source=source,
@@ -126,22 +126,5 @@ def _read_config(found: Survey) -> tuple[Glm4MoeConfig | None, tuple[str, str] |
     try:
         return Glm4MoeConfig.model_validate(found.config), None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return None, (f"{CONFIG_FILE}: {'.'.join(map(str, first['loc']))}", first["msg"])
-
-
-def _loaded_files(found: Survey) -> Iterator[str]:
-    """The files of the index where vLLM reads one, with all that is in them; else every file."""
-    named = set(found.weight_maps.get(INDEX_FILE, {}).values())
-    for file in found.shards:
-        if file in named or INDEX_FILE not in found.weight_maps:
-            yield file
-
-
-def _embedded(found: Survey) -> tuple[str, dict[str, Any]] | None:
-    embedded = found.config.get("quantization_config")
-    if isinstance(embedded, dict) and (
-        embedded.get("quant_method") == "ascend" or "model_quant_type" in embedded
-    ):
-        return f"{CONFIG_FILE}: quantization_config", embedded
-    return None
+        key, message = first_fault(error)
+        return None, (f"{CONFIG_FILE}: {key}", message)

@@ -13,11 +13,10 @@ from glmquant.description import DESCRIPTION_PREFIX
 from glmquant.errors import GlmquantError
 from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.header import LFS_POINTER
-from glmquant.index import is_shard_name
+from glmquant.index import INDEX_SUFFIX, is_shard_name
 from glmquant.jsontext import MAX_JSON_NBYTES, parse_object
 from glmquant.reconcile import listing
 from glmquant.verify.companions import ENGINE_FILES
-from glmquant.verify.files.layout import INDEX_SUFFIX
 from glmquant.verify.findings import Finding, file_finding
 from glmquant.verify.remedies import copy_file
 from glmquant.verify.subject import Subject

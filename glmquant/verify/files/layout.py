@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from glmquant.glm4_moe import CONFIG_FILE
-from glmquant.index import INDEX_FILE, is_shard_name
+from glmquant.index import INDEX_FILE, INDEX_SUFFIX, is_shard_name
 from glmquant.reconcile import listing
 from glmquant.survey import printable
 from glmquant.tensor_names import layer_of
@@ -17,7 +17,6 @@ from glmquant.verify.findings import Finding, file_finding
 from glmquant.verify.remedies import add_mtp
 from glmquant.verify.subject import Subject
 
-INDEX_SUFFIX: Final = ".safetensors.index.json"
 _FETCH: Final = "fetch that file again"
 
 
