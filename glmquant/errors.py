@@ -18,6 +18,7 @@ GlmquantError                 exit code 1
 ├── SourceChangedError        the source is not the one that the run began with
 ├── TargetError               the target folder cannot be written as asked
 │   └── DiskSpaceError        too little room
+├── EngineError               an engine cannot be had, did not load, died, or answered wrongly
 └── StorageError              the operating system refused to read or write
 """
 
@@ -140,6 +141,19 @@ class TargetError(GlmquantError):
 
 class DiskSpaceError(TargetError):
     """The disk has too little room."""
+
+
+class EngineError(GlmquantError):
+    """An engine cannot be had, did not load the checkpoint, died, or answered wrongly.
+
+    Attributes:
+        log: The last lines that it wrote.
+    """
+
+    log: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"    | {line}" for line in self.log)])
 
 
 class StorageError(GlmquantError):

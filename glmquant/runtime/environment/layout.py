@@ -1,0 +1,180 @@
+"""Where the environment lies, what says how far it is, and whether there is a complete one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmquant.errors import EngineError
+from glmquant.runtime.environment.pins import Pins, Step, engine_pins
+from glmquant.storage import writing
+from glmquant.usercache import cache_dir
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A complete environment.
+
+    Attributes:
+        home: Its folder.
+        python: Its interpreter.
+        vllm: The command of vLLM.
+        versions: Of ``python``, ``vllm``, ``vllm-ascend``, ``torch`` and ``transformers``.
+    """
+
+    home: Path
+    python: Path
+    vllm: Path
+    versions: dict[str, str]
+
+
+def engine_home() -> Path:
+    """The folder of the environments: ``$GLMQUANT_ENGINE_HOME``, else in the user's cache.
+
+    Raises:
+        EngineError: Neither says a folder.
+    """
+    if named := os.environ.get("GLMQUANT_ENGINE_HOME"):
+        return Path(named).absolute()
+    try:
+        return cache_dir() / "engine"
+    except RuntimeError as error:
+        raise EngineError(
+            "there is no place for the CPU engine",
+            found="a user without a home folder",
+            hint="name a folder in GLMQUANT_ENGINE_HOME",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one environment."""
+
+    home: Path
+
+    @property
+    def mark(self) -> Path:
+        """What makes the folder one of ours."""
+        return self.home / "glmquant-engine.json"
+
+    @property
+    def complete(self) -> Path:
+        """There once all steps are done; holds the versions."""
+        return self.home / "complete.json"
+
+    @property
+    def log(self) -> Path:
+        """What the commands of the steps said."""
+        return self.home / "install.log"
+
+    @property
+    def steps(self) -> Path:
+        """A file for each step that is done."""
+        return self.home / "steps"
+
+    @property
+    def scratch(self) -> Path:
+        """For pip's downloads, gone after the install: so only one disk has to have room."""
+        return self.home / "tmp"
+
+    @property
+    def venv(self) -> Path:
+        """The virtual environment."""
+        return self.home / "venv"
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.venv / "bin" / "python"
+
+    @property
+    def vllm(self) -> Path:
+        """Its command."""
+        return self.venv / "bin" / "vllm"
+
+    def is_ours(self) -> bool:
+        """Whether the folder was made by ``install``, there or wherever it was moved from."""
+        return self.home.is_dir() and not self.home.is_symlink() and bool(read_json(self.mark))
+
+    def is_in_place(self) -> bool:
+        """Whether it was made here (scripts name their folder) and its Python is still there."""
+        is_here = read_json(self.mark).get("home") == str(self.home.resolve())
+        return is_here and (not self.is_done("venv") or os.access(self.python, os.X_OK))
+
+    def is_done(self, step: str) -> bool:
+        """Whether a step was done."""
+        return (self.steps / f"{step}.json").is_file()
+
+    def next_step(self, pins: Pins) -> Step | None:
+        """The first step that is not done."""
+        return next((step for step in pins.steps() if not self.is_done(step.name)), None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a small file, empty where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Put a small file there, whole or not at all.
+
+    Raises:
+        StorageError: It cannot be written; DiskSpaceError where the disk is full.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def find_engine(pins: Pins | None = None) -> Engine | None:
+    """The complete environment of these pins, or None; runs nothing.
+
+    Args:
+        pins: What it has to hold, that of ``engine_pins`` if left out.
+    """
+    pins = pins or engine_pins()
+    try:
+        layout = Layout(engine_home() / pins.name)
+    except EngineError:
+        return None
+    versions = read_json(layout.complete).get("versions")
+    if not isinstance(versions, dict) or not layout.is_in_place():
+        return None
+    if not os.access(layout.python, os.X_OK) or not os.access(layout.vllm, os.X_OK):
+        return None
+    return Engine(layout.home, layout.python, layout.vllm, versions)
+
+
+def disk_nbytes(folder: Path) -> int:
+    """What a folder takes on its disk, hard links once; 0 where there is none."""
+    total = 0
+    seen: set[int] = set()
+    folders = [folder]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                total += found.st_blocks * 512
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+    return total
