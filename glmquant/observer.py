@@ -11,9 +11,17 @@ class Observer:
 
         Args:
             doing: ``quantize``; ``graft``; ``compare`` where files are held against each other;
-                ``check`` where what was written is read again.
+                ``check`` where what was written is read again; ``reference`` where weights pass
+                through the reference model.
             done_nbytes: Source bytes that an earlier run has done.
             total_nbytes: Source bytes in all.
+        """
+
+    def tell(self, doing: str) -> None:
+        """Something goes on that is not counted in bytes.
+
+        Args:
+            doing: What, in a line. Told again and again while it lasts.
         """
 
     def advance(self, nbytes: int) -> None:

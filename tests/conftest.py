@@ -15,8 +15,12 @@ from tests.builders import Recorded, build_checkpoint
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the tests a user's cache of their own, kept from run to run for its machine code."""
+    """Give the tests a user's cache of their own, kept from run to run for its machine code.
+
+    No engine is found in it: tests that need one name its place.
+    """
     os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
+    os.environ.pop("GLMQUANT_ENGINE_HOME", None)
 
 
 @pytest.fixture

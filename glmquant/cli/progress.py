@@ -42,7 +42,8 @@ class _Rate(Observer):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._doing = ""
+        self._doing = self._topic = ""
+        self._told = 0.0
         self._done = self._begun = self._total = 0
         self._start = self._last = time.monotonic()
 
@@ -68,11 +69,24 @@ class _Rate(Observer):
         """Seconds between two reports."""
         return 1.0
 
+    def is_news(self, doing: str, interval_seconds: float) -> bool:
+        """Whether to say what goes on: it is another thing, or was said long ago."""
+        topic, now = doing.partition(",")[0], time.monotonic()
+        if topic == self._topic and now - self._told < interval_seconds:
+            return False
+        self._topic, self._told = topic, now
+        return True
+
     def report(self, rate: float, eta_seconds: float) -> None:
         """Say how it goes: bytes a second and seconds left."""
 
 
 class _PlainLines(_Rate):
+    def tell(self, doing: str) -> None:
+        """A line on stderr where the last one is old, or of something else."""
+        if self.is_news(doing, 15.0):
+            click.echo(doing, err=True)
+
     def interval_seconds(self, elapsed_seconds: float) -> float:
         """Ten seconds at first, a minute in a long run."""
         return 10.0 if elapsed_seconds < 120 else 60.0
@@ -88,6 +102,11 @@ class _PlainLines(_Rate):
 
 
 class _JsonLines(_Rate):
+    def tell(self, doing: str) -> None:
+        """One object on stdout, now and then."""
+        if self.is_news(doing, 5.0):
+            emit("status", doing=doing)
+
     def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
         """Begin the clock and say what lies ahead."""
         super().start(doing, done_nbytes, total_nbytes)
@@ -143,6 +162,9 @@ def _bar() -> Iterator[Observer]:
 
         def advance(self, nbytes: int) -> None:
             bar.advance(task, nbytes)
+
+        def tell(self, doing: str) -> None:
+            bar.update(task, description=doing[:70], total=None)
 
     with bar:
         yield Bar()

@@ -1,0 +1,263 @@
+"""Asks an OpenAI-compatible server of vLLM's for tokens, log-probabilities and counters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+import numpy as np
+import urllib3
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+from glmquant.errors import EngineError
+from glmquant.runtime.observed import Answer, Drafting, Prompt
+
+ANSWER_SECONDS: Final = 600.0
+"""How long a request may take."""
+
+_PREFIX: Final = "vllm:spec_decode_num_"
+"""Of the counters (vLLM 0.11 to 0.32, ``v1/spec_decode/metrics.py``)."""
+
+
+class ServedModel(NamedTuple):
+    """What a server serves.
+
+    Attributes:
+        name: As requests have to call it.
+        root: The folder or hub id that it was made of, as the server was told.
+        max_model_len: Most tokens of prompt and answer together.
+    """
+
+    name: str
+    root: str
+    max_model_len: int
+
+
+class Scores(NamedTuple):
+    """What a server thinks of a text's tokens, from the second on.
+
+    Attributes:
+        ids: ``[tokens, top]`` int64: the likeliest next tokens; -1 where there are fewer.
+        logprobs: ``[tokens, top]`` F64: theirs, natural; -inf where there are fewer.
+        own: ``[tokens]`` F64: that of the text's own token.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
+    own: NDArray[np.float64]
+
+
+class Client:
+    """A connection to one server.
+
+    Args:
+        url: Its address, with or without ``/v1``.
+        fail: Raises what is to be raised when it does not answer as it should; called with what is
+            wrong and, as ``found``, what it answered.
+        answer_seconds: How long a request may take.
+        api_key: Sent with each request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fail: Callable[..., NoReturn],
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        api_key: str | None = None,
+    ) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._fail = fail
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._pool = urllib3.PoolManager(headers=headers, retries=False)
+        self._seconds = answer_seconds
+        self._model: ServedModel | None = None
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._pool.clear()
+
+    def is_ready(self) -> bool:
+        """Whether it answers that it is well."""
+        try:
+            answer = self._pool.request("GET", f"{self.url}/health", timeout=5.0)
+        except urllib3.exceptions.HTTPError:
+            return False
+        return answer.status == 200
+
+    @property
+    def model(self) -> ServedModel:
+        """The one model it serves, the first where there are several."""
+        if self._model is None:
+            answer = self._ask("GET", "/v1/models")
+            try:
+                (first, *_) = answer["data"]
+                length = first.get("max_model_len")
+                self._model = ServedModel(
+                    str(first["id"]), str(first.get("root") or ""), int(length or 0)
+                )
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self._strange("/v1/models", answer)
+        return self._model
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text; special tokens written in it are taken as such, none are added."""
+        return self._encoded({"prompt": text, "add_special_tokens": False})
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation, by the chat template that the server holds."""
+        request: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
+        if tools:
+            request["tools"] = list(tools)
+        return self._encoded(request)
+
+    def _encoded(self, request: dict[str, Any]) -> tuple[int, ...]:
+        answer = self._ask("POST", "/tokenize", {"model": self.model.name} | request)
+        try:
+            return tuple(int(token) for token in answer["tokens"])
+        except (KeyError, TypeError, ValueError):
+            self._strange("/tokenize", answer)
+
+    def continue_greedily(self, prompt: Prompt, max_tokens: int) -> Answer:
+        """The likeliest next tokens, so many, past any end of text."""
+        answer = self._complete(prompt.tokens, max_tokens=max_tokens, logprobs=2)
+        try:
+            tokens = tuple(int(token) for token in answer["token_ids"])
+            gaps = tuple(_gap(top) for top in answer["logprobs"]["top_logprobs"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self._strange("/v1/completions", answer)
+        if len(tokens) != max_tokens or len(gaps) != max_tokens:
+            self._strange("/v1/completions", answer)
+        return Answer(tokens, gaps)
+
+    def score(self, tokens: Sequence[int], top: int) -> Scores:
+        """What it thinks of a text of at least two tokens.
+
+        Args:
+            tokens: The text.
+            top: How many of the likeliest next tokens to tell.
+        """
+        answer = self._complete(tokens, max_tokens=1, prompt_logprobs=top)
+        ids = np.full((len(tokens) - 1, top), -1, np.int64)
+        logprobs = np.full((len(tokens) - 1, top), -np.inf)
+        own = np.zeros(len(tokens) - 1)
+        try:
+            places = answer["prompt_logprobs"][1:]
+            for row, place in enumerate(places):
+                own[row] = place[str(tokens[row + 1])]["logprob"]
+                best = sorted(place.items(), key=lambda each: each[1]["rank"])[:top]
+                ids[row, : len(best)] = [int(token) for token, _ in best]
+                logprobs[row, : len(best)] = [each["logprob"] for _, each in best]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            self._strange("/v1/completions", answer)
+        if len(places) != len(tokens) - 1 or not np.isfinite(own).all():
+            self._strange("/v1/completions", answer)
+        return Scores(ids, logprobs, own)
+
+    def drafting(self) -> Drafting | None:
+        """The counters of speculative decoding so far; None where the server has none."""
+        text = self._request("GET", "/metrics").data.decode("utf-8", "replace")
+        counted: dict[str, float] = {}
+        places: dict[int, float] = {}
+        try:
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples if family.name.startswith(_PREFIX) else ():
+                    name = sample.name.removeprefix(_PREFIX).removesuffix("_total")
+                    if "position" in sample.labels and name == "accepted_tokens_per_pos":
+                        place = int(sample.labels["position"])
+                        places[place] = places.get(place, 0) + sample.value
+                    else:
+                        counted[name] = counted.get(name, 0) + sample.value
+            return Drafting(
+                int(counted["drafts"]),
+                int(counted["draft_tokens"]),
+                int(counted["accepted_tokens"]),
+                tuple(int(places[place]) for place in sorted(places)),
+            )
+        except KeyError:
+            return None
+        except ValueError:
+            self._strange("/metrics", text)
+
+    def _complete(self, tokens: Sequence[int], **settings: Any) -> dict[str, Any]:
+        request = {
+            "model": self.model.name,
+            "prompt": list(tokens),
+            "temperature": 0,
+            "ignore_eos": True,
+            "add_special_tokens": False,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+        answer = self._ask("POST", "/v1/completions", request | settings)
+        try:
+            first = answer["choices"][0]
+        except (KeyError, TypeError, IndexError):
+            self._strange("/v1/completions", answer)
+        if not isinstance(first, dict):
+            self._strange("/v1/completions", answer)
+        return first
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        data = self._request(method, path, body).data
+        try:
+            return json.loads(data)
+        except ValueError:
+            self._strange(path, data.decode("utf-8", "replace"))
+
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        timeout = urllib3.Timeout(connect=10.0, read=self._seconds)
+        payload = None if body is None else json.dumps(body).encode()
+        headers = dict(self._pool.headers) | {"Content-Type": "application/json"}
+        try:
+            answer = self._pool.request(
+                method, self.url + path, body=payload, headers=headers, timeout=timeout
+            )
+        except urllib3.exceptions.ReadTimeoutError:
+            self._fail(
+                f"the engine did not answer within {self._seconds:.0f} s",
+                found=f"no answer to {method} {path}",
+            )
+        except urllib3.exceptions.HTTPError as error:
+            self._fail("the engine cannot be reached", found=f"{method} {self.url}{path}: {error}")
+        if answer.status != 200:
+            text = answer.data.decode("utf-8", "replace")[:500]
+            self._fail(
+                "the engine refused a request",
+                found=f"{method} {path}: HTTP {answer.status} {text}",
+            )
+        return answer
+
+    def _strange(self, path: str, answer: Any) -> NoReturn:
+        text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+        self._fail("the engine's answer is not one that vLLM gives", found=f"{path}: {text[:300]}")
+
+
+def remote_failure(url: str) -> Callable[..., NoReturn]:
+    """What to raise about a server that somebody else started.
+
+    Args:
+        url: Its address.
+    """
+
+    def fail(what: str, *, found: str | None = None, hint: str | None = None) -> NoReturn:
+        raise EngineError(
+            what,
+            where=url,
+            expected="a vLLM server that answers, with /tokenize, /v1/completions and /metrics",
+            found=found,
+            hint=hint or "see the server's own log; --url is what vllm serve printed at its start",
+        )
+
+    return fail
+
+
+def _gap(top: Mapping[str, float]) -> float:
+    best = sorted(top.values(), reverse=True)
+    return best[0] - best[1] if len(best) > 1 else float("inf")

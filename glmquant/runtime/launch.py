@@ -1,0 +1,80 @@
+"""The command that serves a checkpoint: one function, for whoever starts or prints it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+SERVED_NAME: Final = "glmquant"
+"""Under which the model is asked for, wherever it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRequest:
+    """What is to be served, and how.
+
+    Attributes:
+        folder: The checkpoint.
+        port: On which the server listens.
+        host: Where it listens: this machine alone, unless told otherwise.
+        quantization: What ``--quantization`` says; None for BF16 weights.
+        speculative_tokens: How many the MTP layer drafts at a step; 0 for none.
+        tensor_parallel: Over how many cards each layer is divided.
+        expert_parallel: Whole experts on a card in place of slices.
+        max_model_len: Most tokens of prompt and answer together; None for the model's own.
+        max_num_seqs: Most requests at a time; None for the engine's own choice.
+        dtype: Of activations and float weights; None for the checkpoint's.
+        eager: Without graphs, which cost minutes to capture.
+        prefix_caching: Keep the beginnings of prompts; without it each one is computed whole.
+        max_logprobs: Most log-probabilities that may be asked for at a token; None for the default.
+    """
+
+    folder: Path
+    port: int
+    host: str = "127.0.0.1"
+    quantization: str | None = None
+    speculative_tokens: int = 0
+    tensor_parallel: int = 1
+    expert_parallel: bool = False
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    dtype: str | None = None
+    eager: bool = False
+    prefix_caching: bool = True
+    max_logprobs: int | None = None
+
+
+def serve_command(request: ServeRequest, program: str = "vllm") -> list[str]:
+    """The words of the ``vllm serve`` command.
+
+    Args:
+        request: What is to be served.
+        program: The ``vllm`` to run.
+    """
+    words = [program, "serve", str(request.folder)]
+    words += ["--host", request.host, "--port", str(request.port)]
+    words += ["--served-model-name", SERVED_NAME, "--seed", "0"]
+    for option, value in (
+        ("--quantization", request.quantization),
+        ("--dtype", request.dtype),
+        ("--max-model-len", request.max_model_len),
+        ("--max-num-seqs", request.max_num_seqs),
+        ("--max-logprobs", request.max_logprobs),
+    ):
+        if value is not None:
+            words += [option, str(value)]
+    if request.tensor_parallel > 1:
+        words += ["--tensor-parallel-size", str(request.tensor_parallel)]
+    words += ["--enable-expert-parallel"] * request.expert_parallel
+    words += ["--enforce-eager"] * request.eager
+    words += ["--no-enable-prefix-caching"] * (not request.prefix_caching)
+    if request.speculative_tokens:
+        words += ["--speculative-config", speculative_config(request.speculative_tokens)]
+    return words
+
+
+def speculative_config(tokens: int) -> str:
+    """The JSON of ``--speculative-config`` for drafting with the model's own MTP layer."""
+    return json.dumps({"method": "mtp", "num_speculative_tokens": tokens})

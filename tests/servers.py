@@ -1,0 +1,112 @@
+"""Servers that behave as a test needs them to: ``python servers.py KIND PORT``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COUNTERS = """\
+vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} %d.0
+vllm:spec_decode_num_drafts_created{engine="0",model_name="m"} 1.79e+09
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} %d.0
+vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} %d.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} %d.0
+"""
+
+
+def words_of(kind: str, port: int) -> list[str]:
+    """The command of a server."""
+    return [sys.executable, __file__, kind, str(port)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers like vLLM with a model that always says token 1, drafted every time."""
+
+    kind = "well"
+    drafts = 0
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self.send(200, "")
+        elif self.path == "/v1/models":
+            self.send_json({"data": [{"id": "m", "root": "/GLM", "max_model_len": 512}]})
+        elif self.path == "/metrics":
+            count = Handler.drafts
+            text = COUNTERS % (count, count, count // 2, count // 2)
+            self.send(200, text if self.kind != "undrafted" else "python_info 1.0\n")
+        else:
+            self.send(404, "no such page")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.kind == "hangs":
+            time.sleep(600)
+        if self.kind == "dies":
+            print("out of memory, said the server", flush=True)
+            os._exit(9)
+        if self.kind == "500":
+            self.send(500, '{"error": "EngineCore encountered an issue"}')
+        elif self.kind == "garbage":
+            self.send(200, "<html>hello</html>")
+        elif self.kind == "schema":
+            self.send_json({"tokens": "none", "choices": [{"token_ids": None}]})
+        elif self.path == "/tokenize":
+            self.send_json({"tokens": [len(word) for word in str(body).split()][:40]})
+        else:
+            self.send_json({"choices": [self.completion(body)]})
+
+    def completion(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        count = body["max_tokens"]
+        Handler.drafts += count // 2
+        top = {"token_id:1": -0.1, "token_id:2": -3.1}
+        marks: Sequence[Any] = [
+            {
+                str(token): {"logprob": -2.0, "rank": 3, "decoded_token": "x"},
+                "-7": {"logprob": -0.5, "rank": 1, "decoded_token": "y"},
+            }
+            for token in body["prompt"][1:]
+        ]
+        return {
+            "token_ids": [1] * count,
+            "logprobs": {"top_logprobs": [top] * count},
+            "prompt_logprobs": [None, *marks] if "prompt_logprobs" in body else None,
+        }
+
+    def send_json(self, content: Any) -> None:
+        self.send(200, json.dumps(content))
+
+    def send(self, status: int, text: str) -> None:
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        print(format % args, flush=True)
+
+
+def main() -> None:
+    kind, port = sys.argv[1], int(sys.argv[2])
+    print(f"a server that {kind} on {port}", flush=True)
+    if kind == "fails":
+        sys.exit("KeyError: 'model.layers.4.eh_proj.weight'")
+    if kind == "silent":
+        time.sleep(600)
+    if kind == "forks":  # a child in a session of its own, as engines have
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(601)"], start_new_session=True
+        )
+    Handler.kind = kind
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
