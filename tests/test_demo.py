@@ -20,7 +20,7 @@ def test_the_demo_writes_a_checkpoint_and_says_how_good_it_is(
     assert (out / "config.json").is_file()
     assert all(name in ran.stdout for name in folder_bytes(out))
     assert "dB" in ran.stdout
-    assert "verdict: right, no finding\nlevels: files, values, source\n" in ran.stdout
+    assert "verdict: right, no finding\nlevels: files, values, source; next: " in ran.stdout
     assert folder_bytes(tmp_path / "demo" / MODEL_NAME) == folder_bytes(model_dir())
     again = glmquant("demo", tmp_path / "demo")
     assert (again.exit_code, "already done" in again.stdout) == (0, True)

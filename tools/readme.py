@@ -31,6 +31,7 @@ def output_of(kind: str, words: str) -> str:
     arguments = [*words.split(), "--help"] if kind == "help" else words.split()
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as empty:
+        os.environ["GLMQUANT_ENGINE_HOME"] = empty  # what it prints on a machine without an engine
         os.chdir(empty)
         try:
             result = CliRunner().invoke(program, arguments, prog_name="glmquant", terminal_width=90)

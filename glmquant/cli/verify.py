@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from glmquant.cli.behaviour import behaviour_rows, echo_behaviour
 from glmquant.cli.options import default_workers, json_option
 
 if TYPE_CHECKING:
+    from glmquant.verify.behaviour.check import Wish
     from glmquant.verify.engines.predict import Run
     from glmquant.verify.findings import Finding
     from glmquant.verify.run import Report
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(
     short_help="Prove a W8A8 checkpoint right, ours or anybody's.",
-    epilog="Example: glmquant verify GLM-4.6-W8A8-floatmtp --source GLM-4.6",
+    epilog="Example: glmquant verify GLM-4.6-W8A8-floatmtp --source GLM-4.6 --engine none",
 )
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option(
@@ -29,6 +31,51 @@ if TYPE_CHECKING:
     help="The BF16 folder it was made of: every tensor of both is read and compared.",
 )
 @click.option("--deep", is_flag=True, help="Read every value, not headers and JSON alone.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "vllm-ascend", "cpu", "reference", "none"]),
+    default="auto",
+    show_default=True,
+    help="What runs the checkpoint. auto: vllm-ascend where there are NPUs; else the CPU engine "
+    "of `glmquant engine install` if the checkpoint fits; else the reference model if torch is "
+    "there and the checkpoint is below 1 GB; else nothing.",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    help="A vLLM server of DIR that runs already, in place of one of our own. A key for it is "
+    "taken from VLLM_API_KEY.",
+)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='What is asked, a JSON object a line: {"prompt": "…"}, {"messages": […], "tools": […]} '
+    'or {"text": "…"} to be rated.  [default: embedded ones]',
+)
+@click.option(
+    "--num-speculative-tokens",
+    "speculative_tokens",
+    metavar="K",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Tokens that the MTP layer drafts at a step.",
+)
+@click.option(
+    "--min-acceptance",
+    metavar="X",
+    type=click.FloatRange(0.0, 1.0),
+    help="The least acceptance rate.  [default: the source's less 0.05, or else 0.3]",
+)
+@click.option(
+    "--timeout",
+    "limit_seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(1.0),
+    help="How long an engine may take to be ready, and to answer a request.  "
+    "[default: 900 and 600; 7200 to be ready on NPUs]",
+)
 @click.option(
     "--tp",
     "tensor_parallel",
@@ -56,6 +103,12 @@ def verify(
     folder: str | None,
     source: str | None,
     deep: bool,
+    engine: str,
+    url: str | None,
+    prompts: Path | None,
+    speculative_tokens: int,
+    min_acceptance: float | None,
+    limit_seconds: float | None,
     tensor_parallel: int | None,
     workers: int,
     page: Path | None,
@@ -63,10 +116,13 @@ def verify(
 ) -> None:
     """Say whether the W8A8 checkpoint in DIR is right, what is wrong, and what mends it.
 
-    Three levels. Files: headers and JSON, in seconds. Values, by --deep: every byte, at the speed
-    of the disk. Source, by --source: int8 weights against the BF16 ones they were made of, all else
-    equal to them; values are checked on the way. An interrupted command goes on: what is done is
-    kept in ~/.cache/glmquant until it ends.
+    On disk: files, that is headers and JSON, in seconds; values, by --deep, every byte; source, by
+    --source, int8 weights against the BF16 ones they were made of, all else equal to them. An
+    interrupted command goes on: what is done is kept in ~/.cache/glmquant until it ends.
+
+    Then an engine: does it load, are greedy answers the same with and without drafting, how many
+    draft tokens are accepted, how far are next-token distributions from the source's? --engine none
+    leaves that out, and is done in seconds.
 
     Folders of glmquant and of msModelSlim (v0, v1, Hugging Face names) are taken. DIR may be left
     out where the working directory holds one of them. Nothing is written into either folder.
@@ -84,6 +140,7 @@ def verify(
     from glmquant.verify.run import verify as run
 
     path = choose_quantized(folder, "verify")
+    wish = _wish(engine, url, prompts, speculative_tokens, min_acceptance, limit_seconds)
     if page is not None:
         _require_replaceable(page)
     source_dir = choose_source(source, "verify") if source is not None else None
@@ -96,6 +153,7 @@ def verify(
                 deep=deep,
                 tensor_parallel=tensor_parallel,
                 workers=workers,
+                wish=wish,
                 observer=observer,
             )
     except CheckpointError as error:
@@ -115,6 +173,46 @@ def verify(
         click.echo(f"page: {short_path(page)}", err=True)
     if report.errors:
         ctx.exit(1)
+
+
+def _wish(
+    engine: str,
+    url: str | None,
+    prompts: Path | None,
+    speculative_tokens: int,
+    min_acceptance: float | None,
+    limit_seconds: float | None,
+) -> Wish:
+    """What is to be asked of which engine.
+
+    Raises:
+        UsageError: The options contradict each other, or the file with prompts cannot be used.
+    """
+    from glmquant.errors import UsageError
+    from glmquant.runtime.prompts import embedded_material, read_material
+    from glmquant.verify.behaviour.check import Wish
+    from glmquant.verify.behaviour.choice import EngineKind
+
+    if url is not None and engine not in ("auto", "vllm-ascend"):
+        raise UsageError(
+            "--url and --engine contradict each other",
+            where=f"--engine {engine}",
+            expected="--url alone, or with --engine vllm-ascend",
+            found=url,
+            hint="leave one of them out",
+        )
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UsageError(
+            "that is no address of a server", expected="http://HOST:PORT", found=url, where="--url"
+        )
+    return Wish(
+        engine=EngineKind(engine),
+        material=read_material(prompts) if prompts is not None else embedded_material(),
+        url=url,
+        speculative_tokens=speculative_tokens,
+        min_acceptance=min_acceptance,
+        limit_seconds=limit_seconds,
+    )
 
 
 def _put_right(folder: Path, source: Path) -> str | None:
@@ -144,6 +242,8 @@ def report_fields(report: Report, step: str) -> dict[str, Any]:
         "engines": [verdict.fields() for verdict in report.engines],
         "roles": [figures.fields() for figures in report.figures],
         "int8": [figures._asdict() for figures in report.tensors],
+        "behaviour": report.behaviour.fields() if report.behaviour else None,
+        "engine_log": list(report.engine_log),
         "notes": list(report.notes),
         "next": step,
     }
@@ -152,6 +252,7 @@ def report_fields(report: Report, step: str) -> dict[str, Any]:
 def echo_report(report: Report, step: str) -> None:
     """A report for people, on stdout."""
     from glmquant.cli.progress import nbytes_text
+    from glmquant.survey import printable
 
     subject = report.subject
     nbytes = sum(subject.found.files[name] for name in subject.loaded)
@@ -165,13 +266,17 @@ def echo_report(report: Report, step: str) -> None:
     click.echo(f"{subject.found.name}: {', '.join(facts)}")
     _echo_engines(report)
     _echo_figures(report)
+    if report.behaviour is not None:
+        echo_behaviour(report.behaviour)
     for note in report.notes:
         click.echo(f"note: {note}")
     for finding in report.findings:
         _echo_finding(finding)
+        for line in report.engine_log if finding.code == "E1" else ():
+            click.echo(f"    | {printable(line, 300)}")
     click.echo(f"verdict: {headline(report)}")
-    click.echo(f"levels: {', '.join(level.value for level in report.levels)}")
-    click.echo(f"next: {step}")
+    levels = ", ".join(level.value for level in report.levels)
+    click.echo(f"levels: {levels}; next: {step}")
 
 
 def headline(report: Report) -> str:
@@ -279,6 +384,7 @@ def _write_page(page: Path, report: Report, fields: dict[str, Any]) -> None:
         "size": nbytes_text(fields["nbytes"]),
         "codes": CODES,
         "version": __version__,
+        "behaviour_rows": behaviour_rows(report.behaviour) if report.behaviour else [],
         "int8": sorted(fields["int8"], key=lambda each: (each["sqnr_db"] is None, each["sqnr_db"])),
     }
     write_file(page, render_page("verify", fields | more))

@@ -33,6 +33,10 @@ CODES: Final = {
     "B1": "the bytes are those that the manifest has digests of",
     "F2": "no file is narrower in its mode than its siblings",
     "P1": "the model divides by the tensor-parallel size",
+    "E1": "the engine loads the checkpoint and answers",
+    "E2": "greedy answers are the same with and without drafting",
+    "E3": "draft tokens are accepted, as often as the source's",
+    "E4": "next-token distributions are the source's, but for the noise of the arithmetic",
 }
 """Code → what holds in a right checkpoint, in the order in which one mends what does not."""
 
@@ -55,6 +59,10 @@ class Level(str, Enum):
     """Every byte of the checkpoint."""
     SOURCE = "source"
     """Every byte of the checkpoint and of the BF16 weights it was made of."""
+    REFERENCE = "reference"
+    """What the reference model says with it."""
+    ENGINE = "engine"
+    """What vLLM says with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,3 +45,8 @@ def naming_source(hint: str, source: str) -> str:
     """A hint with the path of the BF16 weights in place of the word for them."""
     words = shlex.quote(source)
     return _PLACEHOLDER.sub(lambda found: words, hint)
+
+
+def verify_against(subject: Subject) -> str:
+    """The command that holds a checkpoint against its source, tensor by tensor."""
+    return shlex.join(["glmquant", "verify", str(subject.path), "--source", SOURCE])

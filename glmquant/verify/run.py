@@ -12,7 +12,11 @@ from glmquant.checkpoint import Checkpoint
 from glmquant.errors import UsageError
 from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 from glmquant.observer import Observer
+from glmquant.runtime.launch import speculative_config
 from glmquant.source import FolderSource
+from glmquant.verify.behaviour.behaviour import Behaviour
+from glmquant.verify.behaviour.check import Run, Wish, check_behaviour, choose
+from glmquant.verify.behaviour.choice import INSTALL, Choice, EngineKind, next_engine
 from glmquant.verify.companions import check_companions
 from glmquant.verify.engines.predict import Verdict, predict
 from glmquant.verify.files.anatomy import dissect
@@ -50,6 +54,8 @@ class Report:
         tensors: The same for each int8 weight.
         notes: What was found and is right, a sentence each.
         lacks_mtp: The source has an MTP layer, the checkpoint has not.
+        behaviour: What an engine did with the checkpoint; None where none was asked, or it failed.
+        engine_log: The last lines of one that failed.
     """
 
     subject: Subject
@@ -61,6 +67,8 @@ class Report:
     tensors: tuple[TensorFigures, ...] = ()
     notes: tuple[str, ...] = ()
     lacks_mtp: bool = False
+    behaviour: Behaviour | None = None
+    engine_log: tuple[str, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -82,9 +90,10 @@ def verify(
     deep: bool = False,
     tensor_parallel: int | None = None,
     workers: int = 1,
+    wish: Wish | None = None,
     observer: Observer | None = None,
 ) -> Report:
-    """Judge a quantized checkpoint by what is on disk.
+    """Judge a quantized checkpoint by what is on disk, and by what it does.
 
     Args:
         folder: The checkpoint.
@@ -92,6 +101,7 @@ def verify(
         deep: Read every byte of the checkpoint.
         tensor_parallel: The size that the model has to be divided by.
         workers: Threads.
+        wish: What engine is to be asked; None for none.
         observer: Is told how far it is.
 
     Returns:
@@ -99,12 +109,14 @@ def verify(
 
     Raises:
         CheckpointError: The folder holds no model.
-        UsageError: It holds one that is not quantized to W8A8.
+        UsageError: It holds one that is not quantized to W8A8, or the engine cannot run here.
+        EngineError: A server that runs already cannot be asked.
         StorageError: A file cannot be read, or became shorter meanwhile.
     """
     observer = observer or Observer()
     subject = open_subject(FolderSource(folder))
     _require_w8a8(subject)
+    choice = choose(wish, subject, source) if wish is not None else None
     anatomy = dissect(subject)
     findings = [*check_files(subject, tensor_parallel, anatomy), *check_template(subject)]
     levels = [Level.FILES]
@@ -120,6 +132,12 @@ def verify(
     elif deep:
         levels.append(Level.VALUES)
         findings += check_values(subject, observer=observer, workers=workers).findings
+    run = Run()
+    if wish is not None and choice is not None:
+        run = _behaviour(wish, choice, subject, source, findings, observer)
+        findings += run.findings
+        levels += [run.level] if run.level else []
+        notes += (run.note,) if run.note else ()
     return Report(
         subject=subject,
         source=source.source.path if source else None,
@@ -130,7 +148,27 @@ def verify(
         tensors=tensors,
         notes=notes,
         lacks_mtp=bool(source and source.mtp_count and not subject.mtp_layers),
+        behaviour=run.behaviour,
+        engine_log=run.log,
     )
+
+
+def _behaviour(
+    wish: Wish,
+    choice: Choice,
+    subject: Subject,
+    source: Checkpoint | None,
+    findings: list[Finding],
+    observer: Observer,
+) -> Run:
+    """Ask the engine, unless it was left to us and there are errors already."""
+    if wish.engine is EngineKind.AUTO and wish.url is None:
+        errors = sum(finding.severity is Severity.ERROR for finding in findings)
+        if errors and choice.kind is not EngineKind.NONE:
+            return Run(
+                note="no engine was asked: the files have errors; --engine asks all the same"
+            )
+    return check_behaviour(wish, choice, subject, source, observer)
 
 
 def _settled(findings: Iterable[Finding], source: Checkpoint | None) -> tuple[Finding, ...]:
@@ -195,7 +233,13 @@ def next_command(report: Report, folder: str) -> str:
         return shlex.join(["glmquant", "verify", folder, "--source", SOURCE])
     if report.lacks_mtp:
         return shlex.join(["glmquant", "add-mtp", folder, "--from", str(report.source)])
+    engine = next_engine(report.behaviour.engine if report.behaviour else None)
+    if engine == INSTALL:
+        return shlex.join(["glmquant", "engine", "install"])
+    if engine is not None:
+        source = ["--source", str(report.source)] if engine != EngineKind.ASCEND.value else []
+        return shlex.join(["glmquant", "verify", folder, *source, "--engine", engine])
     serve = ["vllm", "serve", folder, "--quantization", "ascend"]
     if report.subject.mtp_layers:
-        serve += ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
+        serve += ["--speculative-config", speculative_config(1)]
     return shlex.join(serve)

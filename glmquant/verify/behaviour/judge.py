@@ -1,0 +1,221 @@
+"""What is wrong with a checkpoint's behaviour, and by which bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from glmquant.errors import GlmquantError
+from glmquant.runtime.observed import Drafting
+from glmquant.verify.behaviour.behaviour import Behaviour, Figures
+from glmquant.verify.findings import Finding, Level, Severity
+from glmquant.verify.remedies import add_mtp, quantize_anew, verify_against
+from glmquant.verify.subject import Subject
+
+NEAR_TIE: Final = 0.25
+"""Nats. On an NPU, answers may part where the likeliest token leads by less: logits of 16 to 32
+have steps of 0.125 in BF16, and a step of either token's is no defect."""
+
+MAX_SHIFT: Final = 0.05
+"""By how much an acceptance rate may differ from the source's, up or down."""
+
+FEW_DRAFTS: Final = 400
+"""With fewer, chance alone moves a rate by more: three standard errors are allowed then."""
+
+MIN_ACCEPTANCE: Final = 0.3
+LOW_ACCEPTANCE: Final = 0.6
+"""Without a source: an error below the one, a warning below the other."""
+
+MAX_KL_MEAN: Final = 2.0e-3
+MAX_KL_MEDIAN: Final = 8.0e-4
+MIN_SAME_TOP: Final = 0.965
+"""Measured on GLM-4-nano with BF16 arithmetic: see ARCHITECTURE.md."""
+
+FLOOR_FACTOR: Final = 5.0
+"""Where BF16 arithmetic alone is noisier than that of GLM-4-nano, so many times its noise."""
+
+
+def judge(
+    behaviour: Behaviour, subject: Subject, level: Level, min_acceptance: float | None
+) -> Iterator[Finding]:
+    """What is wrong.
+
+    Args:
+        behaviour: What was seen.
+        subject: The checkpoint.
+        level: Of the findings.
+        min_acceptance: The least acceptance rate, where the user names one.
+    """
+    yield from _tokens(behaviour, subject, level)
+    if behaviour.speculative_tokens and behaviour.drafting is not None:
+        yield from _acceptance(behaviour, behaviour.drafting, subject, level, min_acceptance)
+    if behaviour.divergence is not None:
+        yield from _distributions(behaviour, behaviour.divergence, subject, level)
+
+
+def not_loaded(error: GlmquantError, name: str, level: Level) -> Finding:
+    """The finding that an engine did not load the checkpoint or stopped answering.
+
+    Args:
+        error: What happened.
+        name: The engine, for people.
+        level: Of the finding.
+    """
+    return Finding(
+        "E1",
+        Severity.ERROR,
+        level,
+        error.what,
+        where=f"{name}: {error.where}",
+        expected=error.expected or "",
+        found=error.found or "",
+        hint=error.hint or "",
+    )
+
+
+def _tokens(behaviour: Behaviour, subject: Subject, level: Level) -> Iterator[Finding]:
+    is_exact = behaviour.engine in ("cpu", "reference")
+    partings = [
+        parting for parting in behaviour.partings or () if is_exact or parting.gap > NEAR_TIE
+    ]
+    if partings:
+        shown = ", ".join(
+            f"{each.prompt} at token {each.place + 1} (lead {each.gap:.3f})"
+            for each in partings[:4]
+        )
+        more = f" and {len(partings) - 4} more" if len(partings) > 4 else ""
+        expected = "the same tokens: drafting changes the speed alone"
+        if not is_exact:
+            expected += f", near ties (a lead below {NEAR_TIE} nats) excepted"
+        yield Finding(
+            "E2",
+            Severity.ERROR,
+            level,
+            "greedy answers differ with and without drafting",
+            where=f"{len(partings)} of {behaviour.prompts} prompts",
+            expected=expected,
+            found=shown + more,
+            hint=verify_against(subject),
+        )
+
+
+def _acceptance(
+    behaviour: Behaviour,
+    drafting: Drafting,
+    subject: Subject,
+    level: Level,
+    min_acceptance: float | None,
+) -> Iterator[Finding]:
+    source = behaviour.source_drafting
+    least = MIN_ACCEPTANCE if min_acceptance is None else min_acceptance
+    found = rate_text(drafting)
+    mend = add_mtp(subject, "--replace-mtp")
+    if drafting.draft_tokens == 0:
+        yield _draft_finding(
+            "nothing was drafted", "drafts at each step", found, mend, level, Severity.ERROR
+        )
+        return
+    # A floor of the user's own counts always, ours only where there is nothing to compare with.
+    if drafting.rate < least and (source is None or min_acceptance is not None):
+        yield _draft_finding(
+            "draft tokens are hardly ever accepted"
+            if min_acceptance is None
+            else "fewer draft tokens are accepted than was asked for",
+            f"an acceptance rate of {least:g} or more",
+            found,
+            mend if source is not None else verify_against(subject),
+            level,
+            Severity.ERROR,
+        )
+    elif source is None and min_acceptance is None and drafting.rate < LOW_ACCEPTANCE:
+        yield _draft_finding(
+            "few draft tokens are accepted",
+            f"an acceptance rate of {LOW_ACCEPTANCE:g} or more, or the source's",
+            found,
+            verify_against(subject),
+            level,
+            Severity.WARNING,
+        )
+    if source is None or not source.draft_tokens:
+        return
+    shift = drafting.rate - source.rate
+    bound = allowed_shift(drafting, source)
+    if abs(shift) > bound + 1e-9:
+        rises = "the body then says what is easier to guess" if shift > 0 else ""
+        yield _draft_finding(
+            "draft tokens are accepted less often than the source's"
+            if shift < 0
+            else "draft tokens are accepted more often than the source's",
+            f"{source.rate:.3f} as the source's on the same prompts, ± {bound:.3f}",
+            "; ".join(filter(None, (found, rises))),
+            mend if shift < 0 else quantize_anew(subject),
+            level,
+            Severity.ERROR,
+        )
+
+
+def allowed_shift(drafting: Drafting, source: Drafting) -> float:
+    """By how much two acceptance rates may differ: ± 0.05, more where few tokens were drafted."""
+    fewest = min(drafting.draft_tokens, source.draft_tokens)
+    if fewest >= FEW_DRAFTS:
+        return MAX_SHIFT
+    spread = math.sqrt(2 * max(source.rate * (1 - source.rate), 0.05) / fewest)
+    return max(MAX_SHIFT, 3 * spread)
+
+
+def rate_text(drafting: Drafting) -> str:
+    """An acceptance rate for people: ``0.803 (453 of 564), 1.80 tokens a step``."""
+    text = (
+        f"{drafting.rate:.3f} ({drafting.accepted:,} of {drafting.draft_tokens:,}), "
+        f"{drafting.mean_length:.2f} tokens a step"
+    )
+    if len(drafting.by_position) > 1:
+        text += f"; by position {', '.join(f'{rate:.3f}' for rate in drafting.rates)}"
+    return text
+
+
+def _draft_finding(
+    what: str, expected: str, found: str, hint: str, level: Level, severity: Severity
+) -> Finding:
+    return Finding("E3", severity, level, what, "the MTP layer's drafts", expected, found, hint)
+
+
+def bounds(floor: Figures | None) -> tuple[float, float, float]:
+    """The most mean and median divergence, and the least share of equal likeliest tokens.
+
+    Args:
+        floor: The noise of BF16 arithmetic on the same text, where it was measured.
+    """
+    mean, median, same = MAX_KL_MEAN, MAX_KL_MEDIAN, MIN_SAME_TOP
+    if floor is not None:
+        mean = max(mean, FLOOR_FACTOR * floor.kl_mean)
+        median = max(median, FLOOR_FACTOR * floor.kl_median)
+        same = min(same, 1 - FLOOR_FACTOR / 2 * (1 - floor.same_top))
+    return mean, median, same
+
+
+def _distributions(
+    behaviour: Behaviour, found: Figures, subject: Subject, level: Level
+) -> Iterator[Finding]:
+    mean, median, same = bounds(behaviour.floor)
+    if found.kl_mean <= mean and found.kl_median <= median and found.same_top >= same:
+        return
+    noise = ""
+    if behaviour.floor is not None:
+        noise = (
+            f"; BF16 arithmetic alone: {behaviour.floor.kl_mean:.1e}, "
+            f"{behaviour.floor.kl_median:.1e}, {behaviour.floor.same_top:.4f}"
+        )
+    yield Finding(
+        "E4",
+        Severity.ERROR,
+        level,
+        "next-token distributions are not the source's",
+        where=f"{found.tokens:,} tokens of text, {behaviour.material}",
+        expected=f"KL divergence of at most {mean:.1e} in the mean and {median:.1e} in the median, "
+        f"the same likeliest token at {same:.4f} or more{noise}",
+        found=f"{found.kl_mean:.1e}, {found.kl_median:.1e}, {found.same_top:.4f}; perplexity "
+        f"x {found.perplexity_ratio:.4f}",
+        hint=quantize_anew(subject),
+    )

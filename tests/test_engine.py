@@ -1,0 +1,237 @@
+"""The genuine vLLM with vllm-ascend's quantization code, on the CPU, with GLM-4-nano."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glmquant.cli import main
+from glmquant.demo import unpack_model
+from glmquant.observer import Observer
+from glmquant.runtime.environment import find_engine
+from glmquant.runtime.serving import Backend, cpu_backend, serving
+from tests.conftest import Ran
+from tests.defects import MTP, Apply, describe_as, edit, swap_halves, undescribe
+from tests.modelslim import DYNAMIC
+from tests.test_server import is_free, soon
+
+HOME = os.environ.get("GLMQUANT_TEST_ENGINE_HOME")
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not HOME, reason="`tools/check engine` makes the CPU engine that this asks"),
+]
+
+
+MARK = f"GLMQUANT_TEST_MARK={os.getpid()}"
+"""In the environment of all that these tests start: other engines may run beside."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _home() -> Iterator[None]:
+    key, _, value = MARK.partition("=")
+    os.environ |= {"GLMQUANT_ENGINE_HOME": str(HOME), key: value}
+    yield
+    del os.environ["GLMQUANT_ENGINE_HOME"], os.environ[key]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_model(tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture(scope="module")
+def output(source: Path) -> Path:
+    target = source.with_name("GLM-4-nano-W8A8-floatmtp")
+    assert glmquant("w8a8", source, target, "--add-mtp").exit_code == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def backend() -> Backend:
+    engine = find_engine()
+    assert engine is not None
+    return cpu_backend(engine)
+
+
+def glmquant(*words: object) -> Ran:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+def verified(folder: Path, *words: object) -> dict[str, Any]:
+    """The report of a verification in the CPU engine."""
+    ran = glmquant("verify", folder, "--engine", "cpu", "--json", *words)
+    found: dict[str, Any] = ran.events[-1]
+    assert found["event"] == "verify", found
+    assert ran.exit_code == (1 if found["verdict"] == "findings" else 0)
+    return found
+
+
+def codes(found: dict[str, Any], *levels: str) -> set[str]:
+    """The codes of the findings, those of some levels alone where levels are named."""
+    return {each["code"] for each in found["findings"] if not levels or each["level"] in levels}
+
+
+def damaged(output: Path, folder: Path, apply: Apply) -> Path:
+    shutil.copytree(output, folder)
+    apply(folder)
+    return folder
+
+
+def engine_processes() -> dict[int, str]:
+    """The engines' processes that these tests have started and their command lines, by age."""
+    found = {}
+    for entry in sorted(Path("/proc").iterdir(), key=lambda path: path.name.zfill(9)):
+        if entry.name.isdigit():
+            try:
+                if MARK.encode() in (entry / "environ").read_bytes():
+                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(entry.name)] = words.decode("utf-8", "replace")
+            except OSError:
+                continue
+    return {pid: words for pid, words in found.items() if str(HOME) in words}
+
+
+def none_left() -> bool:
+    return not engine_processes()
+
+
+def test_w8a8_with_mtp_is_right_in_the_engine_and_beside_its_source(
+    source: Path, output: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    found = verified(output, "--source", source, "--html", page)
+    assert found["verdict"] == "clean"
+    assert found["levels"] == ["files", "values", "source", "engine"]
+    assert found["next"] == f"glmquant verify {output} --engine vllm-ascend"
+    seen = found["behaviour"]
+    assert seen["engine"] == "cpu"
+    assert (seen["prompts"], seen["tokens"]) == (16, 768)
+    assert seen["partings"] == []  # with drafting as without it, on every prompt
+    rate, source_rate = (seen[key]["rate"] for key in ("acceptance", "source_acceptance"))
+    assert seen["acceptance"]["draft_tokens"] > 400
+    assert rate > 0.5
+    assert abs(rate - source_rate) <= 0.05
+    divergence, floor = seen["divergence"], seen["noise_floor"]
+    assert divergence["tokens"] == floor["tokens"] == 16 * 255
+    assert 0 < divergence["kl_mean"] < 1e-3
+    assert divergence["kl_median"] < 3e-4
+    assert divergence["same_top"] > 0.975
+    assert 0.99 < divergence["perplexity_ratio"] < 1.01
+    assert 0 < floor["kl_mean"] < 1e-3
+    text = page.read_text()
+    assert "What it does when it runs" in text
+    assert "with MTP = without on 16 of 16" in text
+    assert none_left()
+
+
+def test_swapped_halves_of_eh_proj_are_seen_by_the_engine_alone(
+    output: Path, tmp_path: Path
+) -> None:
+    found = verified(damaged(output, tmp_path / "GLM", edit(swap_halves)))
+    assert codes(found) == {"E3"}
+    assert found["behaviour"]["acceptance"]["rate"] < 0.1
+    assert found["behaviour"]["partings"] == []
+    assert found["next"].startswith("glmquant verify ")
+
+
+def test_mtp_described_as_quantized_is_seen_by_files_and_by_the_engine(
+    output: Path, tmp_path: Path
+) -> None:
+    found = verified(damaged(output, tmp_path / "GLM", describe_as(MTP, DYNAMIC)))
+    assert "D2" in codes(found, "files")
+    assert codes(found, "engine") & {"E1", "E3"}
+
+
+def test_an_engine_that_does_not_load_it_is_a_finding_with_the_engines_own_words(
+    output: Path, tmp_path: Path
+) -> None:
+    folder = damaged(output, tmp_path / "GLM", undescribe(MTP))
+    ran = glmquant("verify", folder, "--engine", "cpu")
+    assert ran.exit_code == 1
+    assert "error E1: the engine ended before it answered" in ran.stdout
+    assert "quant_model_description.json has no entry" in ran.stdout
+    assert "    | " in ran.stdout
+    log = re.search(r"(/\S+engine-\S+\.log)", ran.stdout)
+    assert log
+    Path(log[1]).unlink()
+    assert none_left()
+
+
+def start(output: Path, *words: object) -> subprocess.Popen[str]:
+    """A verification in a process of its own, once it has begun to ask."""
+    command = [sys.executable, "-m", "glmquant", "verify", str(output), "--engine", "cpu"]
+    running = subprocess.Popen(
+        [*command, *map(str, words), "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if json.loads(line).get("doing", "").startswith("asking the engine"):
+            return running
+    raise AssertionError("it never asked")
+
+
+def test_a_kill_of_the_command_leaves_no_process_and_no_port(output: Path) -> None:
+    running = start(output)
+    words = next(words for words in engine_processes().values() if " serve " in words)
+    port = int(words.split("--port ")[1].split()[0])
+    running.kill()
+    running.wait()
+    assert soon(none_left, 40)
+    assert is_free(port)
+
+
+def test_an_engine_that_is_killed_is_a_finding(output: Path) -> None:
+    running = start(output)
+    os.kill(list(engine_processes())[-1], signal.SIGKILL)
+    stdout, _ = running.communicate(timeout=180)
+    report = json.loads(stdout.splitlines()[-1])
+    assert running.returncode == 1
+    assert codes(report) == {"E1"}
+    assert report["engine_log"]
+    assert none_left()
+
+
+def test_a_server_that_hangs_is_given_up(output: Path, backend: Backend) -> None:
+    with serving(
+        backend,
+        output,
+        what="a test",
+        is_quantized=True,
+        max_model_len=256,
+        observer=Observer(),
+        speculative_tokens=3,
+    ) as server:
+        ran = glmquant("verify", output, "--url", server.client.url, "--json")
+        seen = ran.events[-1]["behaviour"]
+        assert ran.exit_code == 0
+        assert seen["num_speculative_tokens"] == 3
+        rates = seen["acceptance"]["rate_by_position"]
+        assert len(rates) == 3
+        assert rates[0] > rates[1] > rates[2] > 0.1
+        stopped = [pid for pid, words in engine_processes().items() if "guard.py" not in words]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.2)
+        hung = glmquant("verify", output, "--url", server.client.url, "--timeout", "3")
+        assert hung.exit_code == 1
+        assert "the engine did not answer within 3 s" in hung.stderr
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    assert soon(none_left)
