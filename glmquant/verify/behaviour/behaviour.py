@@ -31,6 +31,7 @@ class Figures(NamedTuple):
     Attributes:
         tokens: Of the text.
         kl_mean: Mean Kullback-Leibler divergence, nats.
+        kl_error: Standard error of that mean.
         kl_median: Its median.
         kl_tail: Its 99.9 % quantile.
         same_top: Share of tokens at which both think the same the likeliest.
@@ -40,6 +41,7 @@ class Figures(NamedTuple):
 
     tokens: int
     kl_mean: float
+    kl_error: float
     kl_median: float
     kl_tail: float
     same_top: float
@@ -113,6 +115,7 @@ def figures_of(found: Divergence) -> Figures:
     return Figures(
         tokens=len(found.kl),
         kl_mean=float(found.kl.mean()),
+        kl_error=float(found.kl.std() / np.sqrt(len(found.kl))),
         kl_median=float(np.median(found.kl)),
         kl_tail=float(tail),
         same_top=float(found.same_top.mean()),

@@ -32,6 +32,12 @@ MAX_KL_MEDIAN: Final = 8.0e-4
 MIN_SAME_TOP: Final = 0.965
 """Measured on GLM-4-nano with BF16 arithmetic: see ARCHITECTURE.md."""
 
+CHANCE: Final = 2.0
+"""Standard errors that a mean or share may be beyond its bound."""
+
+FEW_TOKENS: Final = 200
+"""Of fewer, the median says too little."""
+
 FLOOR_FACTOR: Final = 5.0
 """Where BF16 arithmetic alone is noisier than that of GLM-4-nano, so many times its noise."""
 
@@ -199,7 +205,11 @@ def _distributions(
     behaviour: Behaviour, found: Figures, subject: Subject, level: Level
 ) -> Iterator[Finding]:
     mean, median, same = bounds(behaviour.floor)
-    if found.kl_mean <= mean and found.kl_median <= median and found.same_top >= same:
+    # What a short text may be off by chance is not held against the model.
+    chance = CHANCE * math.sqrt(same * (1 - same) / found.tokens)
+    is_near = found.kl_mean - CHANCE * found.kl_error <= mean
+    is_usual = found.kl_median <= median or found.tokens < FEW_TOKENS
+    if is_near and is_usual and found.same_top + chance >= same:
         return
     noise = ""
     if behaviour.floor is not None:
