@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glmquant.cli import main
+from glmquant.demo import unpack_model
 from tests.builders import Recorded, build_checkpoint
 
 
@@ -42,17 +43,32 @@ class Ran:
         return [json.loads(line) for line in self.stdout.splitlines()]
 
 
+def run_glmquant(*words: object) -> Ran:
+    """Run a command line; an exception that is not ours fails the test."""
+    result: Result = CliRunner().invoke(main, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
 @pytest.fixture
 def glmquant() -> Callable[..., Ran]:
-    """Runs a command line; an exception that is not ours fails the test."""
+    """Runs a command line."""
+    return run_glmquant
 
-    def run(*words: object) -> Ran:
-        result: Result = CliRunner().invoke(main, [str(word) for word in words])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Ran(result.exit_code, result.stdout, result.stderr)
 
-    return run
+@pytest.fixture(scope="module")
+def demo_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GLM-4-nano, for a module that leaves it as it is."""
+    return unpack_model(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def demo_output(demo_source: Path) -> Path:
+    """What w8a8 --add-mtp makes of it."""
+    target = demo_source.with_name("GLM-4-nano-W8A8-floatmtp")
+    assert run_glmquant("w8a8", demo_source, target, "--add-mtp").exit_code == 0
+    return target
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from glmquant.cli import main
-from glmquant.demo import unpack_model
 from glmquant.observer import Observer
 from glmquant.runtime.environment import find_engine
 from glmquant.runtime.serving import Backend, cpu_backend, serving
-from tests.conftest import Ran
+from tests.conftest import run_glmquant
 from tests.defects import MTP, Apply, describe_as, edit, swap_halves, undescribe
 from tests.modelslim import DYNAMIC
 from tests.test_server import is_free, soon
@@ -49,34 +46,15 @@ def _home() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack_model(tmp_path_factory.mktemp("nano"))
-
-
-@pytest.fixture(scope="module")
-def output(source: Path) -> Path:
-    target = source.with_name("GLM-4-nano-W8A8-floatmtp")
-    assert glmquant("w8a8", source, target, "--add-mtp").exit_code == 0
-    return target
-
-
-@pytest.fixture(scope="module")
 def backend() -> Backend:
     engine = find_engine()
     assert engine is not None
     return cpu_backend(engine)
 
 
-def glmquant(*words: object) -> Ran:
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Ran(result.exit_code, result.stdout, result.stderr)
-
-
 def verified(folder: Path, *words: object) -> dict[str, Any]:
     """The report of a verification in the CPU engine."""
-    ran = glmquant("verify", folder, "--engine", "cpu", "--json", *words)
+    ran = run_glmquant("verify", folder, "--engine", "cpu", "--json", *words)
     found: dict[str, Any] = ran.events[-1]
     assert found["event"] == "verify", found
     assert ran.exit_code == (1 if found["verdict"] == "findings" else 0)
@@ -88,8 +66,8 @@ def codes(found: dict[str, Any], *levels: str) -> set[str]:
     return {each["code"] for each in found["findings"] if not levels or each["level"] in levels}
 
 
-def damaged(output: Path, folder: Path, apply: Apply) -> Path:
-    shutil.copytree(output, folder)
+def damaged(demo_output: Path, folder: Path, apply: Apply) -> Path:
+    shutil.copytree(demo_output, folder)
     apply(folder)
     return folder
 
@@ -113,13 +91,13 @@ def none_left() -> bool:
 
 
 def test_w8a8_with_mtp_is_right_in_the_engine_and_beside_its_source(
-    source: Path, output: Path, tmp_path: Path
+    demo_source: Path, demo_output: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    found = verified(output, "--source", source, "--html", page)
+    found = verified(demo_output, "--source", demo_source, "--html", page)
     assert found["verdict"] == "clean"
     assert found["levels"] == ["files", "values", "source", "engine"]
-    assert found["next"] == f"glmquant verify {output} --engine vllm-ascend"
+    assert found["next"] == f"glmquant verify {demo_output} --engine vllm-ascend"
     seen = found["behaviour"]
     assert seen["engine"] == "cpu"
     assert (seen["prompts"], seen["tokens"]) == (16, 768)
@@ -142,9 +120,9 @@ def test_w8a8_with_mtp_is_right_in_the_engine_and_beside_its_source(
 
 
 def test_swapped_halves_of_eh_proj_are_seen_by_the_engine_alone(
-    output: Path, tmp_path: Path
+    demo_output: Path, tmp_path: Path
 ) -> None:
-    found = verified(damaged(output, tmp_path / "GLM", edit(swap_halves)))
+    found = verified(damaged(demo_output, tmp_path / "GLM", edit(swap_halves)))
     assert codes(found) == {"E3"}
     assert found["behaviour"]["acceptance"]["rate"] < 0.1
     assert found["behaviour"]["partings"] == []
@@ -152,18 +130,18 @@ def test_swapped_halves_of_eh_proj_are_seen_by_the_engine_alone(
 
 
 def test_mtp_described_as_quantized_is_seen_by_files_and_by_the_engine(
-    output: Path, tmp_path: Path
+    demo_output: Path, tmp_path: Path
 ) -> None:
-    found = verified(damaged(output, tmp_path / "GLM", describe_as(MTP, DYNAMIC)))
+    found = verified(damaged(demo_output, tmp_path / "GLM", describe_as(MTP, DYNAMIC)))
     assert "D2" in codes(found, "files")
     assert codes(found, "engine") & {"E1", "E3"}
 
 
 def test_an_engine_that_does_not_load_it_is_a_finding_with_the_engines_own_words(
-    output: Path, tmp_path: Path
+    demo_output: Path, tmp_path: Path
 ) -> None:
-    folder = damaged(output, tmp_path / "GLM", undescribe(MTP))
-    ran = glmquant("verify", folder, "--engine", "cpu")
+    folder = damaged(demo_output, tmp_path / "GLM", undescribe(MTP))
+    ran = run_glmquant("verify", folder, "--engine", "cpu")
     assert ran.exit_code == 1
     assert "error E1: the engine ended before it answered" in ran.stdout
     assert "quant_model_description.json has no entry" in ran.stdout
@@ -174,9 +152,9 @@ def test_an_engine_that_does_not_load_it_is_a_finding_with_the_engines_own_words
     assert none_left()
 
 
-def start(output: Path, *words: object) -> subprocess.Popen[str]:
+def start(demo_output: Path, *words: object) -> subprocess.Popen[str]:
     """A verification in a process of its own, once it has begun to ask."""
-    command = [sys.executable, "-m", "glmquant", "verify", str(output), "--engine", "cpu"]
+    command = [sys.executable, "-m", "glmquant", "verify", str(demo_output), "--engine", "cpu"]
     running = subprocess.Popen(
         [*command, *map(str, words), "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -187,8 +165,8 @@ def start(output: Path, *words: object) -> subprocess.Popen[str]:
     raise AssertionError("it never asked")
 
 
-def test_a_kill_of_the_command_leaves_no_process_and_no_port(output: Path) -> None:
-    running = start(output)
+def test_a_kill_of_the_command_leaves_no_process_and_no_port(demo_output: Path) -> None:
+    running = start(demo_output)
     words = next(words for words in engine_processes().values() if " serve " in words)
     port = int(words.split("--port ")[1].split()[0])
     running.kill()
@@ -197,8 +175,8 @@ def test_a_kill_of_the_command_leaves_no_process_and_no_port(output: Path) -> No
     assert is_free(port)
 
 
-def test_an_engine_that_is_killed_is_a_finding(output: Path) -> None:
-    running = start(output)
+def test_an_engine_that_is_killed_is_a_finding(demo_output: Path) -> None:
+    running = start(demo_output)
     os.kill(list(engine_processes())[-1], signal.SIGKILL)
     stdout, _ = running.communicate(timeout=180)
     report = json.loads(stdout.splitlines()[-1])
@@ -208,17 +186,17 @@ def test_an_engine_that_is_killed_is_a_finding(output: Path) -> None:
     assert none_left()
 
 
-def test_a_server_that_hangs_is_given_up(output: Path, backend: Backend) -> None:
+def test_a_server_that_hangs_is_given_up(demo_output: Path, backend: Backend) -> None:
     with serving(
         backend,
-        output,
+        demo_output,
         what="a test",
         is_quantized=True,
         max_model_len=256,
         observer=Observer(),
         speculative_tokens=3,
     ) as server:
-        ran = glmquant("verify", output, "--url", server.client.url, "--json")
+        ran = run_glmquant("verify", demo_output, "--url", server.client.url, "--json")
         seen = ran.events[-1]["behaviour"]
         assert ran.exit_code == 0
         assert seen["num_speculative_tokens"] == 3
@@ -229,7 +207,7 @@ def test_a_server_that_hangs_is_given_up(output: Path, backend: Backend) -> None
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(0.2)
-        hung = glmquant("verify", output, "--url", server.client.url, "--timeout", "3")
+        hung = run_glmquant("verify", demo_output, "--url", server.client.url, "--timeout", "3")
         assert hung.exit_code == 1
         assert "the engine did not answer within 3 s" in hung.stderr
         for pid in stopped:

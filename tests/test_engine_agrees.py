@@ -15,7 +15,7 @@ from glmquant.runtime.observe import Sighting, observe
 from glmquant.runtime.prompts import Questions, ask, embedded_material
 from glmquant.runtime.serving import Backend, serving
 from glmquant.verify.behaviour.behaviour import partings_of
-from tests.test_engine import HOME, _home, backend, output, source
+from tests.test_engine import HOME, _home, backend
 
 torch = pytest.importorskip("torch", reason="the reference environment of tools/check has torch")
 
@@ -66,15 +66,15 @@ def logprob_differences(
 def test_w8a8_says_the_same_to_the_last_token_and_accepts_as_much(
     count: int,
     backend: Backend,
-    output: Path,
+    demo_output: Path,
 ) -> None:
-    questions, said = engine_says(backend, output, count=count)
-    model = Reference(output)
+    questions, said = engine_says(backend, demo_output, count=count)
+    model = Reference(demo_output)
     answers, drafting = model.continue_greedily(questions.prompts, TOKENS, count)
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in said.answers]
     assert drafting == said.drafting
     assert logprob_differences(said, model, questions).max() <= 0.01
-    mine = ask(embedded_material(), Tokenizer(output), context=256, max_tokens=TOKENS)
+    mine = ask(embedded_material(), Tokenizer(demo_output), context=256, max_tokens=TOKENS)
     assert mine.windows[:6] == questions.windows
     # vLLM writes a tool's keys in an order of its own before the template has them.
     pairs = zip(mine.prompts, questions.prompts, strict=True)
@@ -83,10 +83,10 @@ def test_w8a8_says_the_same_to_the_last_token_and_accepts_as_much(
 
 def test_bf16_weights_in_f32_arithmetic_say_the_same(
     backend: Backend,
-    source: Path,
+    demo_source: Path,
 ) -> None:
-    questions, said = engine_says(backend, source, dtype="float32")
-    model = Reference(source, Precision.FLOAT32)
+    questions, said = engine_says(backend, demo_source, dtype="float32")
+    model = Reference(demo_source, Precision.FLOAT32)
     answers, drafting = model.continue_greedily(questions.prompts, TOKENS, 1)
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in said.answers]
     assert drafting == said.drafting
@@ -95,10 +95,10 @@ def test_bf16_weights_in_f32_arithmetic_say_the_same(
 
 def test_bf16_weights_in_bf16_arithmetic_say_the_same_but_for_a_step_of_a_logit(
     backend: Backend,
-    source: Path,
+    demo_source: Path,
 ) -> None:
-    questions, said = engine_says(backend, source)
-    model = Reference(source)
+    questions, said = engine_says(backend, demo_source)
+    model = Reference(demo_source)
     answers, drafting = model.continue_greedily(questions.prompts, TOKENS, 1)
     partings = partings_of(questions.prompts, answers, said.answers)
     assert len(partings) <= 1

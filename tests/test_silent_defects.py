@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from glmquant.cli import main
-from glmquant.demo import unpack_model
 from glmquant.runtime.prompts import embedded_material
-from tests.conftest import Ran
+from tests.conftest import run_glmquant
 from tests.defects import (
     MTP,
     Apply,
@@ -39,29 +36,10 @@ EXPERT = "model.layers.2.mlp.experts.1"
 BIAS = "mlp.gate.e_score_correction_bias"
 
 
-def glmquant(*words: object) -> Ran:
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Ran(result.exit_code, result.stdout, result.stderr)
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack_model(tmp_path_factory.mktemp("nano"))
-
-
-@pytest.fixture(scope="module")
-def output(source: Path) -> Path:
-    target = source.with_name("GLM-4-nano-W8A8-floatmtp")
-    assert glmquant("w8a8", source, target, "--add-mtp").exit_code == 0
-    return target
-
-
-@pytest.fixture(scope="module")
-def prompts(source: Path) -> Iterator[Path]:
+def prompts(demo_source: Path) -> Iterator[Path]:
     """Six prompts and some 1,500 tokens of text: enough for these, in seconds."""
-    file = source.with_name("prompts.jsonl")
+    file = demo_source.with_name("prompts.jsonl")
     material = embedded_material()
     lines: list[dict[str, Any]] = [*material.requests[:6], {"text": material.text[:6000]}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -69,11 +47,11 @@ def prompts(source: Path) -> Iterator[Path]:
 
 
 def seen_by(
-    folder: Path, source: Path, prompts: Path, *words: object
+    folder: Path, demo_source: Path, prompts: Path, *words: object
 ) -> tuple[set[str], set[str], set[str]]:
     """The codes of the findings by level: files, source (with values), reference."""
-    ran = glmquant(
-        *("verify", folder, "--source", source, "--prompts", prompts),
+    ran = run_glmquant(
+        *("verify", folder, "--source", demo_source, "--prompts", prompts),
         *("--engine", "reference", "--json", *words),
     )
     report = ran.events[-1]
@@ -122,32 +100,34 @@ UNSEEN: dict[str, tuple[Apply, set[str]]] = {
 }
 
 
-def damaged(output: Path, tmp_path: Path, apply: Apply) -> Path:
+def damaged(demo_output: Path, tmp_path: Path, apply: Apply) -> Path:
     folder = tmp_path / "GLM"
-    shutil.copytree(output, folder)
+    shutil.copytree(demo_output, folder)
     apply(folder)
     return folder
 
 
-def test_the_right_checkpoint_is_seen_as_right(source: Path, output: Path, prompts: Path) -> None:
-    assert seen_by(output, source, prompts) == (set(), set(), set())
+def test_the_right_checkpoint_is_seen_as_right(
+    demo_source: Path, demo_output: Path, prompts: Path
+) -> None:
+    assert seen_by(demo_output, demo_source, prompts) == (set(), set(), set())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_silent_defect_is_seen_at_these_levels(
-    name: str, source: Path, output: Path, prompts: Path, tmp_path: Path
+    name: str, demo_source: Path, demo_output: Path, prompts: Path, tmp_path: Path
 ) -> None:
     apply, *expected = CASES[name]
-    found = seen_by(damaged(output, tmp_path, apply), source, prompts)
+    found = seen_by(damaged(demo_output, tmp_path, apply), demo_source, prompts)
     for codes, wanted in zip(found, expected, strict=True):
         assert wanted <= codes
 
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_what_no_behaviour_shows_is_seen_beside_the_source(
-    name: str, source: Path, output: Path, prompts: Path, tmp_path: Path
+    name: str, demo_source: Path, demo_output: Path, prompts: Path, tmp_path: Path
 ) -> None:
     apply, expected = UNSEEN[name]
-    _, values, reference = seen_by(damaged(output, tmp_path, apply), source, prompts)
+    _, values, reference = seen_by(damaged(demo_output, tmp_path, apply), demo_source, prompts)
     assert expected & values
     assert reference == set()
