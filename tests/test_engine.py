@@ -18,6 +18,7 @@ import pytest
 
 from glmquant.observer import Observer
 from glmquant.runtime.environment import find_engine
+from glmquant.runtime.guard import descendants
 from glmquant.runtime.serving import Backend, cpu_backend, serving
 from tests.conftest import run_glmquant
 from tests.defects import MTP, Apply, describe_as, edit, swap_halves, undescribe
@@ -33,16 +34,11 @@ pytestmark = [
 ]
 
 
-MARK = f"GLMQUANT_TEST_MARK={os.getpid()}"
-"""In the environment of all that these tests start: other engines may run beside."""
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _home() -> Iterator[None]:
-    key, _, value = MARK.partition("=")
-    os.environ |= {"GLMQUANT_ENGINE_HOME": str(HOME), key: value}
+    os.environ["GLMQUANT_ENGINE_HOME"] = str(HOME)
     yield
-    del os.environ["GLMQUANT_ENGINE_HOME"], os.environ[key]
+    del os.environ["GLMQUANT_ENGINE_HOME"]
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +68,22 @@ def damaged(demo_output: Path, folder: Path, apply: Apply) -> Path:
     return folder
 
 
-def engine_processes() -> dict[int, str]:
-    """The engines' processes that these tests have started and their command lines, by age."""
-    found = {}
-    for entry in sorted(Path("/proc").iterdir(), key=lambda path: path.name.zfill(9)):
-        if entry.name.isdigit():
-            try:
-                if MARK.encode() in (entry / "environ").read_bytes():
-                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(entry.name)] = words.decode("utf-8", "replace")
-            except OSError:
-                continue
-    return {pid: words for pid, words in found.items() if str(HOME) in words}
+def engines_below(pid: int) -> list[int]:
+    """The guards below a process and all that they guard, which vLLM names anew."""
+    below = descendants(pid)
+    guards = [each for each in below if b"guard.py" in command_line(each)]
+    return [each for one in guards for each in (one, *descendants(one))]
 
 
-def none_left() -> bool:
-    return not engine_processes()
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def are_gone(pids: list[int]) -> bool:
+    return not any(command_line(pid) for pid in pids)
 
 
 def test_w8a8_with_mtp_is_right_in_the_engine_and_beside_its_source(
@@ -116,7 +112,7 @@ def test_w8a8_with_mtp_is_right_in_the_engine_and_beside_its_source(
     text = page.read_text()
     assert "What it does when it runs" in text
     assert "with MTP = without on 16 of 16" in text
-    assert none_left()
+    assert engines_below(os.getpid()) == []
 
 
 def test_swapped_halves_of_eh_proj_are_seen_by_the_engine_alone(
@@ -149,7 +145,7 @@ def test_an_engine_that_does_not_load_it_is_a_finding_with_the_engines_own_words
     log = re.search(r"(/\S+engine-\S+\.log)", ran.stdout)
     assert log
     Path(log[1]).unlink()
-    assert none_left()
+    assert engines_below(os.getpid()) == []
 
 
 def start(demo_output: Path, *words: object) -> subprocess.Popen[str]:
@@ -167,23 +163,28 @@ def start(demo_output: Path, *words: object) -> subprocess.Popen[str]:
 
 def test_a_kill_of_the_command_leaves_no_process_and_no_port(demo_output: Path) -> None:
     running = start(demo_output)
-    words = next(words for words in engine_processes().values() if " serve " in words)
-    port = int(words.split("--port ")[1].split()[0])
+    engines = engines_below(running.pid)
+    assert len(engines) >= 4  # the guard, the API server, the engine's core and its worker
+    (words, *_) = [line for line in map(command_line, engines) if b"--port\0" in line]
+    port = int(words.split(b"--port\0")[1].split(b"\0")[0])
+    assert not is_free(port)
     running.kill()
     running.wait()
-    assert soon(none_left, 40)
+    assert soon(lambda: are_gone(engines), 40)
     assert is_free(port)
 
 
 def test_an_engine_that_is_killed_is_a_finding(demo_output: Path) -> None:
     running = start(demo_output)
-    os.kill(list(engine_processes())[-1], signal.SIGKILL)
-    stdout, _ = running.communicate(timeout=180)
+    engines = engines_below(running.pid)
+    (worker, *_) = [pid for pid in engines if b"Worker" in command_line(pid)]
+    os.kill(worker, signal.SIGKILL)
+    stdout, _ = running.communicate(timeout=240)
     report = json.loads(stdout.splitlines()[-1])
     assert running.returncode == 1
     assert codes(report) == {"E1"}
     assert report["engine_log"]
-    assert none_left()
+    assert are_gone(engines)
 
 
 def test_a_server_that_hangs_is_given_up(demo_output: Path, backend: Backend) -> None:
@@ -203,7 +204,7 @@ def test_a_server_that_hangs_is_given_up(demo_output: Path, backend: Backend) ->
         rates = seen["acceptance"]["rate_by_position"]
         assert len(rates) == 3
         assert rates[0] > rates[1] > rates[2] > 0.1
-        stopped = [pid for pid, words in engine_processes().items() if "guard.py" not in words]
+        guarded, *stopped = engines_below(os.getpid())
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(0.2)
@@ -212,4 +213,4 @@ def test_a_server_that_hangs_is_given_up(demo_output: Path, backend: Backend) ->
         assert "the engine did not answer within 3 s" in hung.stderr
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    assert soon(none_left)
+    assert are_gone([guarded, *stopped])

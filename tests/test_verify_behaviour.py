@@ -112,6 +112,10 @@ def test_few_drafts_are_given_three_standard_errors(subject: Subject) -> None:
     assert codes(none, subject) == ["error E3"]
 
 
+def test_a_source_that_did_not_run_is_a_warning(subject: Subject) -> None:
+    assert codes(seen(source_trouble="it died"), subject) == ["warning E1"]
+
+
 def test_nothing_drafted_is_a_fault(subject: Subject) -> None:
     assert codes(seen(drafting=drafted(0, 0)), subject) == ["error E3"]
 

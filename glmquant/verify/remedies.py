@@ -50,3 +50,8 @@ def naming_source(hint: str, source: str) -> str:
 def verify_against(subject: Subject) -> str:
     """The command that holds a checkpoint against its source, tensor by tensor."""
     return shlex.join(["glmquant", "verify", str(subject.path), "--source", SOURCE])
+
+
+def verify_with(engine: str, subject: Subject) -> str:
+    """The command that has another engine run a checkpoint and its source."""
+    return f"{verify_against(subject)} --engine {engine}"

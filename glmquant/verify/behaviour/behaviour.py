@@ -71,6 +71,7 @@ class Behaviour:
         divergence: From the source's distributions.
         floor: Of the source's in BF16 arithmetic from its own in F32: the least that is noise.
         top: How many tokens of a distribution were compared one by one; None for all of them.
+        source_trouble: Why the source was not run beside it, though it was named.
         notes: What else is to be known, a sentence each.
     """
 
@@ -86,6 +87,7 @@ class Behaviour:
     divergence: Figures | None = None
     floor: Figures | None = None
     top: int | None = None
+    source_trouble: str | None = None
     notes: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ class Behaviour:
             "divergence": _figures_fields(self.divergence),
             "noise_floor": _figures_fields(self.floor),
             "top_logprobs": self.top,
+            "source_trouble": self.source_trouble,
             "notes": list(self.notes),
         }
 

@@ -10,7 +10,7 @@ from glmquant.errors import GlmquantError
 from glmquant.runtime.observed import Drafting
 from glmquant.verify.behaviour.behaviour import Behaviour, Figures
 from glmquant.verify.findings import Finding, Level, Severity
-from glmquant.verify.remedies import add_mtp, quantize_anew, verify_against
+from glmquant.verify.remedies import add_mtp, quantize_anew, verify_against, verify_with
 from glmquant.verify.subject import Subject
 
 NEAR_TIE: Final = 0.25
@@ -53,6 +53,17 @@ def judge(
         level: Of the findings.
         min_acceptance: The least acceptance rate, where the user names one.
     """
+    if behaviour.source_trouble is not None:
+        yield Finding(
+            "E1",
+            Severity.WARNING,
+            level,
+            "the source was not run beside it: acceptance and distributions were not compared",
+            where=behaviour.name,
+            expected="an engine that loads the source, too",
+            found=behaviour.source_trouble,
+            hint=verify_with("reference", subject),
+        )
     yield from _tokens(behaviour, subject, level)
     if behaviour.speculative_tokens and behaviour.drafting is not None:
         yield from _acceptance(behaviour, behaviour.drafting, subject, level, min_acceptance)

@@ -91,8 +91,7 @@ def behave_served(job: Job, backend: Backend, observer: Observer) -> Behaviour:
     try:
         return _with_source(seen, job, job.source, backend, observer, questions, plain.scores)
     except EngineError as error:
-        note = f"the source could not be run for comparison: {error.what}; {error.found}"
-        return replace(seen, notes=(*seen.notes, note))
+        return replace(seen, source_trouble=f"{error.what}: {error.found}; log {error.where}")
 
 
 def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
