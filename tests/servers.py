@@ -38,7 +38,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json({"data": [{"id": "m", "root": "/GLM", "max_model_len": 512}]})
         elif self.path == "/metrics":
             count = Handler.drafts
-            text = COUNTERS % (count, count, count // 2, count // 2)
+            accepted = {"backwards": -count, "generous": 3 * count}.get(self.kind, count // 2)
+            text = COUNTERS % (count, count, accepted, accepted)
             self.send(200, text if self.kind != "undrafted" else "python_info 1.0\n")
         else:
             self.send(404, "no such page")
@@ -50,10 +51,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.kind == "dies":
             print("out of memory, said the server", flush=True)
             os._exit(9)
+        if self.kind in {"drips", "floods"}:
+            self.send_response(200)
+            self.end_headers()
+            while True:
+                self.wfile.write(b" " if self.kind == "drips" else b" " * 2**20)
+                time.sleep(0.2 if self.kind == "drips" else 0)
         if self.kind == "500":
             self.send(500, '{"error": "EngineCore encountered an issue"}')
         elif self.kind == "garbage":
             self.send(200, "<html>hello</html>")
+        elif self.kind == "deep":
+            self.send(200, "[" * 200_000)
+        elif self.kind == "infinite":
+            self.send(200, '{"tokens": [1e999], "choices": [{"token_ids": [1e999]}]}')
         elif self.kind == "schema":
             self.send_json({"tokens": "none", "choices": [{"token_ids": None}]})
         elif self.path == "/tokenize":
@@ -63,8 +74,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def completion(self, body: Mapping[str, Any]) -> dict[str, Any]:
         count = body["max_tokens"]
+        best = float("nan") if self.kind == "nan" else -0.1
         Handler.drafts += count // 2
-        top = {"token_id:1": -0.1, "token_id:2": -3.1}
+        top = {"token_id:1": best, "token_id:2": -3.1}
         marks: Sequence[Any] = [
             {
                 str(token): {"logprob": -2.0, "rank": 3, "decoded_token": "x"},

@@ -163,10 +163,10 @@ def test_a_server_that_breaks_later_gives_the_end_of_its_log(
     assert caught.value.what == what
     assert found in str(caught.value.found)
     assert f"a server that {kind}" in "".join(caught.value.log)
-    assert processes(f"servers.py {kind}") == []
+    assert soon(lambda: processes(f"servers.py {kind}") == [])
 
 
-def test_a_kill_of_the_one_who_asked_leaves_no_process_and_no_port() -> None:
+def test_a_kill_of_the_one_who_asked_leaves_no_process_and_no_port(tmp_path: Path) -> None:
     port = free_port()
     program = (
         "import os, signal, sys\n"
@@ -179,12 +179,17 @@ def test_a_kill_of_the_one_who_asked_leaves_no_process_and_no_port() -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert killed.returncode == -signal.SIGKILL
     assert soon(lambda: is_free(port))
     assert soon(lambda: processes("time.sleep(60") == [])
     assert soon(lambda: processes("servers.py forks") == [])
+    assert soon(lambda: list(tmp_path.glob("gq-*")) == [])
     Path(killed.stdout.strip()).unlink()  # the log stays where nobody is left to remove it
 
 
@@ -201,8 +206,17 @@ def test_an_interrupt_is_not_the_servers() -> None:
         assert server.client.is_ready()
 
 
-def test_the_guard_gives_the_exit_code_of_its_command() -> None:
-    words = [sys.executable, "-I", "-S", guard.__file__, sys.executable, "-c", "exit(7)"]
+def test_the_guard_gives_the_exit_code_of_its_command(tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-I",
+        "-S",
+        guard.__file__,
+        str(tmp_path / "x"),
+        sys.executable,
+        "-c",
+        "exit(7)",
+    ]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as guarded:
         assert guarded.wait(20) == 7
 

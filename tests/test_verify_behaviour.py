@@ -105,9 +105,36 @@ def test_a_least_acceptance_of_the_users_own_counts_in_any_case(subject: Subject
     assert codes(both, subject, 0.9) == ["error E3"]
 
 
+def test_several_tokens_at_a_step_are_judged_by_the_first_of_them(subject: Subject) -> None:
+    eight = Drafting(500, 4000, 860, (310, 200, 120, 80, 60, 40, 30, 20))
+    assert codes(seen(drafting=eight, speculative_tokens=8), subject) == []
+    low = eight._replace(by_position=(100, *eight.by_position[1:]))
+    assert codes(seen(drafting=low, speculative_tokens=8), subject) == ["error E3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"perplexity": 28.0}, []),
+        ({"perplexity": 513.0}, ["error E5"]),
+        ({"perplexity": 999.0, "vocabulary": 151_552}, []),
+        ({"perplexity": 1001.0, "vocabulary": 151_552}, ["error E5"]),
+        ({"perplexity": 2048.0, "has_own_text": True}, ["warning E5"]),
+        ({"same_tokens": True}, []),
+        ({"same_tokens": False}, ["error S1"]),
+    ],
+)
+def test_a_model_that_has_learned_nothing_and_another_tokenizer_are_seen(
+    changes: dict[str, Any], expected: list[str], subject: Subject
+) -> None:
+    assert codes(seen(**({"vocabulary": 2048} | changes)), subject) == expected
+
+
 def test_few_drafts_are_given_three_standard_errors(subject: Subject) -> None:
     few = seen(drafting=drafted(13, 20), source_drafting=drafted(16, 20))
     assert codes(few, subject) == []
+    assert codes(seen(drafting=drafted(10, 20)), subject) == []  # 0.6 by chance
+    assert codes(seen(drafting=drafted(0, 40)), subject) == ["error E3"]
     none = seen(drafting=drafted(0, 20), source_drafting=drafted(16, 20))
     assert codes(none, subject) == ["error E3"]
 
@@ -305,6 +332,9 @@ def test_what_was_not_asked_for_is_chosen_by_what_is_here(
         (["--url", "127.0.0.1:8000"], "that is no address of a server"),
         (["--num-speculative-tokens", "0"], "0 is not in the range"),
         (["--min-acceptance", "1.5"], "1.5 is not in the range"),
+        (["--min-acceptance", "nan"], "that is no number to compare with"),
+        (["--timeout", "inf"], "that is no number to compare with"),
+        (["--prompts", "/dev/zero"], "a folder, pipe or device"),
         (["--engine", "gpu"], "'gpu' is not one of"),
         (["--prompts", "/no/such/file"], "a file cannot be read"),
     ],
@@ -361,14 +391,28 @@ def test_a_server_that_runs_already_is_asked_by_its_url(output: Path, glmquant: 
     assert "error E3: fewer draft tokens are accepted than was asked for" in text.stdout
 
 
-@pytest.mark.parametrize("kind", ["500", "hangs", "garbage", "schema", "dies"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("500", "hangs", "garbage", "schema", "dies", "drips", "floods", "deep", "infinite"),
+        *("nan", "backwards", "generous"),
+    ],
+)
 def test_a_server_of_somebody_elses_that_fails_is_an_error_with_its_address(
     kind: str, output: Path, glmquant: Run
 ) -> None:
     ran = remote(kind, output, glmquant)
-    assert ran.exit_code == 1
+    assert ran.exit_code == 2
     assert "where:    http://127.0.0.1:" in ran.stderr
     assert "verdict" not in ran.stdout
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb", "right"])
+def test_a_key_goes_into_a_header_whatever_it_is(
+    key: str, output: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    assert remote("well", output, glmquant).exit_code == 0
 
 
 def test_a_server_without_drafts_is_refused(output: Path, glmquant: Run) -> None:

@@ -37,16 +37,19 @@ def behaviour_rows(behaviour: Behaviour) -> list[tuple[str, str]]:
         ]
         if behaviour.floor is not None:
             rows.append(("  BF16 noise", _figures(behaviour.floor)))
+    elif behaviour.perplexity is not None:
+        rows.append(("perplexity", f"{behaviour.perplexity:,.3f} of the text"))
     return rows
 
 
 def echo_behaviour(behaviour: Behaviour) -> None:
     """The same as a table on stdout."""
     from glmquant.cli.summary import echo_table
+    from glmquant.survey import printable
 
     echo_table(behaviour_rows(behaviour), left=2)
     for note in behaviour.notes:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {printable(note, 500)}")
 
 
 def _figures(found: Figures) -> str:

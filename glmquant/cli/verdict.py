@@ -59,7 +59,7 @@ def echo_report(report: Report, step: str) -> None:
     if report.behaviour is not None:
         echo_behaviour(report.behaviour)
     for note in report.notes:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {printable(note, 500)}")
     for finding in report.findings:
         _echo_finding(finding)
         for line in report.engine_log if finding.code == "E1" else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ def verify(
     from glmquant.checkpoint import open_checkpoint
     from glmquant.cli.folders import choose_quantized, choose_source, short_path
     from glmquant.cli.progress import emit, progress
-    from glmquant.errors import AlreadyQuantizedError, CheckpointError, UsageError
+    from glmquant.errors import AlreadyQuantizedError, CheckpointError, EngineError, UsageError
     from glmquant.source import FolderSource
     from glmquant.verify.run import next_command
     from glmquant.verify.run import verify as run
@@ -155,6 +156,9 @@ def verify(
                 wish=wish,
                 observer=observer,
             )
+    except EngineError as error:
+        error.exit_code = UsageError.exit_code  # somebody else's server, at --url
+        raise
     except CheckpointError as error:
         error.exit_code = UsageError.exit_code  # 1 is for what was found
         if isinstance(error, AlreadyQuantizedError) and source_dir is not None:
@@ -204,6 +208,14 @@ def _wish(
         raise UsageError(
             "that is no address of a server", expected="http://HOST:PORT", found=url, where="--url"
         )
+    for option, value in (("--min-acceptance", min_acceptance), ("--timeout", limit_seconds)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(
+                "that is no number to compare with",
+                where=option,
+                expected="a finite number",
+                found=str(value),
+            )
     return Wish(
         engine=EngineKind(engine),
         material=read_material(prompts) if prompts is not None else embedded_material(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -16,6 +17,12 @@ from glmquant.runtime.observed import Answer, Drafting, Prompt
 
 ANSWER_SECONDS: Final = 600.0
 """How long a request may take."""
+
+MAX_ANSWER_NBYTES: Final = 128_000_000
+"""256 tokens with 64 log-probabilities each take some 2 MB."""
+
+_UNLIKE: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What reading an answer raises that is not as vLLM's are."""
 
 _PREFIX: Final = "vllm:spec_decode_num_"
 """Of the counters (vLLM 0.11 to 0.32, ``v1/spec_decode/metrics.py``)."""
@@ -70,7 +77,9 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._fail = fail
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # What a header cannot hold belongs to no server's key.
+        key = "".join(letter for letter in api_key or "" if "!" <= letter <= "~")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._pool = urllib3.PoolManager(headers=headers, retries=False)
         self._seconds = answer_seconds
         self._model: ServedModel | None = None
@@ -98,8 +107,8 @@ class Client:
                 self._model = ServedModel(
                     str(first["id"]), str(first.get("root") or ""), int(length or 0)
                 )
-            except (KeyError, TypeError, ValueError, AttributeError):
-                self._strange("/v1/models", answer)
+            except _UNLIKE:
+                self.strange("/v1/models", answer)
         return self._model
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -118,20 +127,20 @@ class Client:
     def _encoded(self, request: dict[str, Any]) -> tuple[int, ...]:
         answer = self._ask("POST", "/tokenize", {"model": self.model.name} | request)
         try:
-            return tuple(int(token) for token in answer["tokens"])
-        except (KeyError, TypeError, ValueError):
-            self._strange("/tokenize", answer)
+            return _token_ids(answer["tokens"])
+        except _UNLIKE:
+            self.strange("/tokenize", answer)
 
     def continue_greedily(self, prompt: Prompt, max_tokens: int) -> Answer:
         """The likeliest next tokens, so many, past any end of text."""
         answer = self._complete(prompt.tokens, max_tokens=max_tokens, logprobs=2)
         try:
-            tokens = tuple(int(token) for token in answer["token_ids"])
+            tokens = _token_ids(answer["token_ids"])
             gaps = tuple(_gap(top) for top in answer["logprobs"]["top_logprobs"])
-        except (KeyError, TypeError, ValueError, AttributeError):
-            self._strange("/v1/completions", answer)
+        except _UNLIKE:
+            self.strange("/v1/completions", answer)
         if len(tokens) != max_tokens or len(gaps) != max_tokens:
-            self._strange("/v1/completions", answer)
+            self.strange("/v1/completions", answer)
         return Answer(tokens, gaps)
 
     def score(self, tokens: Sequence[int], top: int) -> Scores:
@@ -152,15 +161,15 @@ class Client:
                 best = sorted(place.items(), key=lambda each: each[1]["rank"])[:top]
                 ids[row, : len(best)] = [int(token) for token, _ in best]
                 logprobs[row, : len(best)] = [each["logprob"] for _, each in best]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            self._strange("/v1/completions", answer)
+        except _UNLIKE:
+            self.strange("/v1/completions", answer)
         if len(places) != len(tokens) - 1 or not np.isfinite(own).all():
-            self._strange("/v1/completions", answer)
+            self.strange("/v1/completions", answer)
         return Scores(ids, logprobs, own)
 
     def drafting(self) -> Drafting | None:
         """The counters of speculative decoding so far; None where the server has none."""
-        text = self._request("GET", "/metrics").data.decode("utf-8", "replace")
+        text = self._request("GET", "/metrics").decode("utf-8", "replace")
         counted: dict[str, float] = {}
         places: dict[int, float] = {}
         try:
@@ -180,8 +189,8 @@ class Client:
             )
         except KeyError:
             return None
-        except ValueError:
-            self._strange("/metrics", text)
+        except (ValueError, OverflowError):
+            self.strange("/metrics", text)
 
     def _complete(self, tokens: Sequence[int], **settings: Any) -> dict[str, Any]:
         request = {
@@ -197,44 +206,63 @@ class Client:
         try:
             first = answer["choices"][0]
         except (KeyError, TypeError, IndexError):
-            self._strange("/v1/completions", answer)
+            self.strange("/v1/completions", answer)
         if not isinstance(first, dict):
-            self._strange("/v1/completions", answer)
+            self.strange("/v1/completions", answer)
         return first
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        data = self._request(method, path, body).data
+        data = self._request(method, path, body)
         try:
             return json.loads(data)
-        except ValueError:
-            self._strange(path, data.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            self.strange(path, data.decode("utf-8", "replace"))
 
-    def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> urllib3.BaseHTTPResponse:
-        timeout = urllib3.Timeout(connect=10.0, read=self._seconds)
-        payload = None if body is None else json.dumps(body).encode()
-        headers = dict(self._pool.headers) | {"Content-Type": "application/json"}
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        deadline = time.monotonic() + self._seconds
         try:
             answer = self._pool.request(
-                method, self.url + path, body=payload, headers=headers, timeout=timeout
+                method,
+                self.url + path,
+                body=None if body is None else json.dumps(body).encode(),
+                headers=dict(self._pool.headers) | {"Content-Type": "application/json"},
+                timeout=urllib3.Timeout(connect=10.0, read=self._seconds),
+                redirect=False,
+                preload_content=False,
+                decode_content=False,  # nothing was asked to be packed
             )
+            data = bytearray()
+            while chunk := answer.read1(1 << 20):  # what has come, not so much as that
+                data += chunk
+                if len(data) > MAX_ANSWER_NBYTES:
+                    self.strange(path, f"more than {MAX_ANSWER_NBYTES:,} bytes")
+                if time.monotonic() > deadline:
+                    self._late(method, path)
         except urllib3.exceptions.ReadTimeoutError:
-            self._fail(
-                f"the engine did not answer within {self._seconds:.0f} s",
-                found=f"no answer to {method} {path}",
-            )
+            self._late(method, path)
         except urllib3.exceptions.HTTPError as error:
             self._fail("the engine cannot be reached", found=f"{method} {self.url}{path}: {error}")
         if answer.status != 200:
-            text = answer.data.decode("utf-8", "replace")[:500]
+            text = data[:500].decode("utf-8", "replace")
             self._fail(
                 "the engine refused a request",
                 found=f"{method} {path}: HTTP {answer.status} {text}",
             )
-        return answer
+        return bytes(data)
 
-    def _strange(self, path: str, answer: Any) -> NoReturn:
+    def _late(self, method: str, path: str) -> NoReturn:
+        self._fail(
+            f"the engine did not answer within {self._seconds:.0f} s",
+            found=f"no answer to {method} {path}",
+        )
+
+    def strange(self, path: str, answer: Any) -> NoReturn:
+        """Raise that an answer is not as vLLM's are.
+
+        Args:
+            path: What was asked.
+            answer: What came.
+        """
         text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
         self._fail("the engine's answer is not one that vLLM gives", found=f"{path}: {text[:300]}")
 
@@ -258,6 +286,16 @@ def remote_failure(url: str) -> Callable[..., NoReturn]:
     return fail
 
 
+def _token_ids(found: Any) -> tuple[int, ...]:
+    """A list of token ids as it came, or ValueError."""
+    if not isinstance(found, list) or not all(type(each) is int and each >= 0 for each in found):
+        raise ValueError("no list of token ids")
+    return tuple(found)
+
+
 def _gap(top: Mapping[str, float]) -> float:
     best = sorted(top.values(), reverse=True)
-    return best[0] - best[1] if len(best) > 1 else float("inf")
+    gap = best[0] - best[1]
+    if not gap >= 0:
+        raise ValueError("log-probabilities that are no numbers")
+    return gap

@@ -1,8 +1,9 @@
 """Runs a command so that nothing of it outlives the process that asked for it.
 
-A program of its own, on the standard library alone: ``python guard.py COMMAND…``. It ends the
-command and all its descendants when its standard input closes, which the kernel does however its
-parent ends, ``kill -9`` included. Descendants whose parent has gone become the guard's
+A program of its own, on the standard library alone: ``python guard.py SCRATCH COMMAND…``. SCRATCH
+is the folder for the command's temporary files, and goes with it. The guard ends the command and
+all its descendants when its standard input closes, which the kernel does however its parent ends,
+``kill -9`` included. Descendants whose parent has gone become the guard's
 (``PR_SET_CHILD_SUBREAPER``), so none gets away by a process in between that dies.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +71,7 @@ def end_all(child: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     """Run the command of the command line; its exit code is this one's."""
+    scratch, *command = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -81,16 +84,22 @@ def main() -> int:
 
     try:
         child = subprocess.Popen(
-            sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=at_birth
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": scratch},
+            start_new_session=True,
+            preexec_fn=at_birth,
         )
     except OSError as error:
-        print(f"{sys.argv[1]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        shutil.rmtree(scratch, ignore_errors=True)
         return 127
     while child.poll() is None:
         readable, _, _ = select.select([0], [], [], POLL_SECONDS)
         if readable and not os.read(0, 4096):
             break
     end_all(child)
+    shutil.rmtree(scratch, ignore_errors=True)
     code = child.returncode
     return code if code >= 0 else 128 - code  # a signal's number, as shells say it
 

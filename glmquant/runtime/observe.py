@@ -28,7 +28,12 @@ class Sighting(NamedTuple):
 
 
 def observe(
-    client: Client, questions: Questions, *, observer: Observer, with_scores: bool = False
+    client: Client,
+    questions: Questions,
+    *,
+    observer: Observer,
+    with_scores: bool = False,
+    top: int = TOP_LOGPROBS,
 ) -> Sighting:
     """Ask one thing after the other, so that no two share a batch and every run is alike.
 
@@ -37,6 +42,7 @@ def observe(
         questions: What to ask.
         observer: Is told how far it is.
         with_scores: Have the text rated, too.
+        top: How many of the likeliest next tokens a rating tells.
 
     Raises:
         EngineError: The server does not answer as vLLM does.
@@ -50,8 +56,21 @@ def observe(
     scores = []
     for number, window in enumerate(questions.windows if with_scores else (), 1):
         observer.tell(f"rating the text, window {number} of {len(questions.windows)}")
-        scores.append(client.score(window, TOP_LOGPROBS))
-    return Sighting(tuple(answers), _difference(before, after), tuple(scores))
+        scores.append(client.score(window, top))
+    drafting = _difference(before, after)
+    if drafting is not None and not is_possible(drafting):
+        client.strange("/metrics", f"counters that cannot be: from {before} to {after}")
+    return Sighting(tuple(answers), drafting, tuple(scores))
+
+
+def is_possible(drafting: Drafting) -> bool:
+    """Whether counters can have risen like that: not where the server began anew meanwhile."""
+    counts = (drafting.drafts, drafting.accepted, *drafting.by_position)
+    return (
+        min(counts) >= 0
+        and drafting.accepted <= drafting.draft_tokens
+        and sum(drafting.by_position) == drafting.accepted
+    )
 
 
 def _difference(before: Drafting | None, after: Drafting | None) -> Drafting | None:

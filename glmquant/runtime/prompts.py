@@ -99,11 +99,13 @@ class Material:
         requests: Each with a ``name``, and either ``prompt`` or ``messages`` and ``tools``.
         text: What is rated token by token.
         origin: Where it is from.
+        has_own_text: The text is the user's.
     """
 
     requests: tuple[dict[str, Any], ...]
     text: str
     origin: str
+    has_own_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,8 @@ def read_material(file: Path) -> Material:
         StorageError: It cannot be read.
     """
     with reading(file):
+        if file.exists() and not file.is_file():
+            _refuse(file, 0, "a folder, pipe or device")
         if file.stat().st_size > MAX_FILE_NBYTES:
             _refuse(file, 0, f"a file of {file.stat().st_size:,} bytes")
         lines = file.read_bytes().split(b"\n")
@@ -174,7 +178,10 @@ def read_material(file: Path) -> Material:
         _refuse(file, 0, "no line with either")
     embedded = embedded_material()
     return Material(
-        tuple(requests) or embedded.requests, "\n".join(texts) or embedded.text, str(file)
+        tuple(requests) or embedded.requests,
+        "\n".join(texts) or embedded.text,
+        str(file),
+        bool(texts),
     )
 
 

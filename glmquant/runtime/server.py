@@ -21,6 +21,9 @@ from glmquant.runtime.client import Client
 from glmquant.runtime.serverlog import read_cause, read_tail
 from glmquant.storage import writing
 
+LONGEST_TEMPORARY: Final = 40
+"""Characters of a folder under which vLLM's sockets still have room."""
+
 _POLL_SECONDS: Final = 0.5
 
 
@@ -30,6 +33,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def short_temporary_folder() -> str:
+    """The folder for temporary files, or /tmp where its path is long."""
+    named = tempfile.gettempdir()
+    return named if len(named) <= LONGEST_TEMPORARY else "/tmp"
 
 
 class Server:
@@ -50,8 +59,10 @@ class Server:
     ) -> None:
         self.log = log
         self.client = Client(url, self.fail, answer_seconds=answer_seconds)
-        guarded = [sys.executable, "-I", "-S", guard.__file__, *command]
         with writing(log), log.open("wb") as output:
+            # Sockets lie in it, whose paths may have 107 characters.
+            scratch = tempfile.mkdtemp(prefix="gq-", dir=short_temporary_folder())
+            guarded = [sys.executable, "-I", "-S", guard.__file__, scratch, *command]
             self._guard = subprocess.Popen(
                 guarded,
                 stdin=subprocess.PIPE,
@@ -102,7 +113,9 @@ class Server:
             time.sleep(_POLL_SECONDS)
         code = self._guard.poll()
         seen = [] if found is None else [found]
-        if code is not None:
+        if code is not None and code > 128:
+            seen.append(f"it was killed by signal {code - 128}: by somebody, or for want of memory")
+        elif code is not None:
             seen.append(f"it ended with exit code {code}")
         if cause := read_cause(self.log):
             seen.append(f"it said: {cause}")

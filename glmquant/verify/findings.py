@@ -36,6 +36,7 @@ CODES: Final = {
     "E1": "the engine loads the checkpoint and answers",
     "E2": "greedy answers are the same with and without drafting",
     "E3": "draft tokens are accepted, as often as the source's",
+    "E5": "the model has learned language: a text is likelier to it than chance",
     "E4": "next-token distributions are the source's, but for the noise of the arithmetic",
 }
 """Code → what holds in a right checkpoint, in the order in which one mends what does not."""

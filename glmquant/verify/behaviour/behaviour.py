@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmquant.runtime.observed import Answer, Divergence, Drafting, Prompt
 
@@ -71,6 +72,10 @@ class Behaviour:
         divergence: From the source's distributions.
         floor: Of the source's in BF16 arithmetic from its own in F32: the least that is noise.
         top: How many tokens of a distribution were compared one by one; None for all of them.
+        perplexity: Of the text; None where it was not rated.
+        has_own_text: The text is the user's.
+        vocabulary: How many tokens there are; 0 where config.json does not say.
+        same_tokens: The source's tokenizer gives the same ids; None where only one was asked.
         source_trouble: Why the source was not run beside it, though it was named.
         notes: What else is to be known, a sentence each.
     """
@@ -87,6 +92,10 @@ class Behaviour:
     divergence: Figures | None = None
     floor: Figures | None = None
     top: int | None = None
+    perplexity: float | None = None
+    has_own_text: bool = False
+    vocabulary: int = 0
+    same_tokens: bool | None = None
     source_trouble: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -107,6 +116,8 @@ class Behaviour:
             "divergence": _figures_fields(self.divergence),
             "noise_floor": _figures_fields(self.floor),
             "top_logprobs": self.top,
+            "perplexity": self.perplexity,
+            "same_tokens": self.same_tokens,
             "source_trouble": self.source_trouble,
             "notes": list(self.notes),
         }
@@ -125,6 +136,13 @@ def figures_of(found: Divergence) -> Figures:
         base_perplexity=float(np.exp(found.base_nll.mean())),
         perplexity=float(np.exp(found.nll.mean())),
     )
+
+
+def perplexity_of(logprobs: Sequence[NDArray[Any]]) -> float | None:
+    """The perplexity of texts whose own tokens have these log-probabilities; None of none."""
+    if not logprobs:
+        return None
+    return float(np.exp(-np.concatenate(logprobs).astype(np.float64).mean()))
 
 
 def partings_of(

@@ -15,15 +15,13 @@ from glmquant.runtime.prompts import Material
 from glmquant.verify.behaviour.behaviour import Behaviour
 from glmquant.verify.behaviour.choice import Choice, EngineKind, choose_engine
 from glmquant.verify.behaviour.judge import judge, not_loaded
-from glmquant.verify.behaviour.served import Job, behave_remote, behave_served
+from glmquant.verify.behaviour.served import MIN_CONTEXT, Job, behave_remote, behave_served
 from glmquant.verify.findings import Finding, Level
 from glmquant.verify.subject import Subject
 
 MAX_CONTEXT: Final = 2048
 """Of what is asked, tokens: enough for a long prompt, and quick on a processor. A quarter of the
 model's own where that is less: GLM-4-nano says 1,024 and was trained on 256."""
-
-MIN_CONTEXT: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +126,8 @@ def _job(wish: Wish, choice: Choice, subject: Subject, source: Checkpoint | None
         material=wish.material,
         context=max(MIN_CONTEXT, min(MAX_CONTEXT, limit)),
         speculative_tokens=wish.speculative_tokens,
+        vocabulary=subject.config.vocab_size if subject.config else 0,
+        source_named=source is not None,
         limit_seconds=wish.limit_seconds,
     )
 

@@ -10,7 +10,7 @@ from glmquant.errors import GlmquantError
 from glmquant.runtime.observed import Drafting
 from glmquant.verify.behaviour.behaviour import Behaviour, Figures
 from glmquant.verify.findings import Finding, Level, Severity
-from glmquant.verify.remedies import add_mtp, quantize_anew, verify_against, verify_with
+from glmquant.verify.remedies import add_mtp, copy_file, quantize_anew, verify_against, verify_with
 from glmquant.verify.subject import Subject
 
 NEAR_TIE: Final = 0.25
@@ -34,6 +34,9 @@ MIN_SAME_TOP: Final = 0.965
 
 CHANCE: Final = 2.0
 """Standard errors that a mean or share may be beyond its bound."""
+
+MAX_PERPLEXITY: Final = 1000.0
+"""Of text, or a quarter of the vocabulary where that is less: unigrams of GLM-4-nano have 690."""
 
 FEW_TOKENS: Final = 200
 """Of fewer, the median says too little."""
@@ -64,6 +67,18 @@ def judge(
             found=behaviour.source_trouble,
             hint=verify_with("reference", subject),
         )
+    if behaviour.same_tokens is False:
+        yield Finding(
+            "S1",
+            Severity.ERROR,
+            level,
+            "the tokenizer gives other token ids than the source's",
+            where="tokenizer files: also those that the source does not have",
+            expected="the ids of the source for the prompts and the text",
+            found="others",
+            hint=copy_file(subject, "tokenizer.json"),
+        )
+    yield from _language(behaviour, subject, level)
     yield from _tokens(behaviour, subject, level)
     if behaviour.speculative_tokens and behaviour.drafting is not None:
         yield from _acceptance(behaviour, behaviour.drafting, subject, level, min_acceptance)
@@ -88,6 +103,22 @@ def not_loaded(error: GlmquantError, name: str, level: Level) -> Finding:
         expected=error.expected or "",
         found=error.found or "",
         hint=error.hint or "",
+    )
+
+
+def _language(behaviour: Behaviour, subject: Subject, level: Level) -> Iterator[Finding]:
+    bound = min(MAX_PERPLEXITY, behaviour.vocabulary / 4 or MAX_PERPLEXITY)
+    if behaviour.perplexity is None or behaviour.perplexity <= bound:
+        return
+    yield Finding(
+        "E5",
+        Severity.WARNING if behaviour.has_own_text else Severity.ERROR,
+        level,
+        "the text is hardly likelier to the model than chance",
+        where=f"the text that was rated, {behaviour.material}",
+        expected=f"a perplexity of at most {bound:,.0f}; trained models have less than 50 of code",
+        found=f"{behaviour.perplexity:,.0f}",
+        hint=verify_against(subject),
     )
 
 
@@ -128,27 +159,32 @@ def _acceptance(
     least = MIN_ACCEPTANCE if min_acceptance is None else min_acceptance
     found = rate_text(drafting)
     mend = add_mtp(subject, "--replace-mtp")
+    first = ", of the first token drafted" if drafting.rates[1:] and min_acceptance is None else ""
     if drafting.draft_tokens == 0:
         yield _draft_finding(
             "nothing was drafted", "drafts at each step", found, mend, level, Severity.ERROR
         )
         return
     # A floor of the user's own counts always, ours only where there is nothing to compare with.
-    if drafting.rate < least and (source is None or min_acceptance is not None):
+    if min_acceptance is None:
+        rate, slack = drafting.rates[0] if drafting.rates else drafting.rate, _slack(drafting)
+    else:
+        rate, slack = drafting.rate, 0.0
+    if rate + slack < least and (source is None or min_acceptance is not None):
         yield _draft_finding(
             "draft tokens are hardly ever accepted"
             if min_acceptance is None
             else "fewer draft tokens are accepted than was asked for",
-            f"an acceptance rate of {least:g} or more",
+            f"an acceptance rate of {least:g} or more{first}",
             found,
             mend if source is not None else verify_against(subject),
             level,
             Severity.ERROR,
         )
-    elif source is None and min_acceptance is None and drafting.rate < LOW_ACCEPTANCE:
+    elif source is None and min_acceptance is None and rate + slack < LOW_ACCEPTANCE:
         yield _draft_finding(
             "few draft tokens are accepted",
-            f"an acceptance rate of {LOW_ACCEPTANCE:g} or more, or the source's",
+            f"an acceptance rate of {LOW_ACCEPTANCE:g} or more, or the source's{first}",
             found,
             verify_against(subject),
             level,
@@ -170,6 +206,11 @@ def _acceptance(
             level,
             Severity.ERROR,
         )
+
+
+def _slack(drafting: Drafting) -> float:
+    """What chance may take from a rate of few drafts: three standard errors."""
+    return 0.0 if drafting.drafts >= FEW_DRAFTS else 1.5 / math.sqrt(max(drafting.drafts, 1))
 
 
 def allowed_shift(drafting: Drafting, source: Drafting) -> float:

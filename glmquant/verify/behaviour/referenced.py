@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from glmquant.errors import CheckpointError
 from glmquant.observer import Observer
-from glmquant.runtime.prompts import ask
+from glmquant.runtime.prompts import Questions, ask
 from glmquant.runtime.reference import Precision, Reference, divergence
 from glmquant.runtime.reference.tokenizer import Tokenizer
-from glmquant.verify.behaviour.behaviour import Behaviour, figures_of
+from glmquant.verify.behaviour.behaviour import Behaviour, figures_of, perplexity_of
 from glmquant.verify.behaviour.served import ANSWER_TOKENS, Job, material_notes
 
 
@@ -22,6 +22,7 @@ def behave_referenced(job: Job, observer: Observer) -> Behaviour:
         GlmquantError: As ``Reference``.
     """
     questions = ask(job.material, _tokenizer(job), context=job.context, max_tokens=ANSWER_TOKENS)
+    _require_known(job, questions)
     model = Reference(job.folder)
     drafted = job.speculative_tokens if job.has_mtp else 0
     _, drafting = model.continue_greedily(questions.prompts, ANSWER_TOKENS, drafted, observer)
@@ -33,6 +34,9 @@ def behave_referenced(job: Job, observer: Observer) -> Behaviour:
         max_tokens=ANSWER_TOKENS,
         speculative_tokens=drafted,
         drafting=drafting,
+        perplexity=perplexity_of(model.prompt_logprobs(questions.windows, observer)),
+        has_own_text=job.material.has_own_text,
+        vocabulary=job.vocabulary,
         notes=tuple(material_notes(questions)),
     )
     if job.source is None:
@@ -43,12 +47,27 @@ def behave_referenced(job: Job, observer: Observer) -> Behaviour:
         _, source_drafting = source.continue_greedily(
             questions.prompts, ANSWER_TOKENS, drafted, observer
         )
+    asked = ask(job.material, Tokenizer(job.source), context=job.context, max_tokens=ANSWER_TOKENS)
     return replace(
         seen,
+        same_tokens=(asked.prompts, asked.windows) == (questions.prompts, questions.windows),
         source_drafting=source_drafting,
         divergence=figures_of(divergence(source, model, questions.windows, observer)),
         floor=figures_of(divergence(exact, source, questions.windows, observer)),
     )
+
+
+def _require_known(job: Job, questions: Questions) -> None:
+    texts = (*(prompt.tokens for prompt in questions.prompts), *questions.windows)
+    greatest = max((max(text, default=0) for text in texts), default=0)
+    if job.vocabulary and greatest >= job.vocabulary:
+        raise CheckpointError(
+            "the tokenizer gives ids that the model has no embedding of",
+            where=f"{job.folder}: tokenizer files",
+            expected=f"ids below vocab_size, {job.vocabulary:,}",
+            found=f"{greatest:,}",
+            hint="copy the tokenizer's files from the BF16 weights, and remove those it has not",
+        )
 
 
 def _tokenizer(job: Job) -> Tokenizer:

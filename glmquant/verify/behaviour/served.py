@@ -12,14 +12,18 @@ from typing import Final
 from glmquant.errors import EngineError, UsageError
 from glmquant.observer import Observer
 from glmquant.runtime.client import Client, Scores, remote_failure
+from glmquant.runtime.launch import speculative_config
 from glmquant.runtime.observe import Sighting, divergence, observe
 from glmquant.runtime.prompts import Material, Questions, ask
 from glmquant.runtime.server import Server
 from glmquant.runtime.serving import TOP_LOGPROBS, Backend, serving
-from glmquant.verify.behaviour.behaviour import Behaviour, figures_of, partings_of
+from glmquant.verify.behaviour.behaviour import Behaviour, figures_of, partings_of, perplexity_of
 
 ANSWER_TOKENS: Final = 48
 """How long answers are."""
+
+MIN_CONTEXT: Final = 128
+"""Of what is asked, tokens."""
 
 API_KEY: Final = "VLLM_API_KEY"
 """vLLM's own variable for the key that its server asks for."""
@@ -39,6 +43,8 @@ class Job:
         material: What is asked.
         context: Most tokens of a prompt with its answer.
         speculative_tokens: To draft at a step.
+        vocabulary: How many tokens there are; 0 where config.json does not say.
+        source_named: The user names a source, whether it is run or not.
         limit_seconds: How long a server may take to be ready, and to answer; None for the usual.
     """
 
@@ -51,6 +57,8 @@ class Job:
     material: Material
     context: int
     speculative_tokens: int
+    vocabulary: int = 0
+    source_named: bool = False
     limit_seconds: float | None = None
 
 
@@ -62,15 +70,16 @@ def behave_served(job: Job, backend: Backend, observer: Observer) -> Behaviour:
     """
     with _server(job, backend, observer, "the checkpoint", 0) as server:
         questions = _questions(job, server.client)
-        plain = observe(
-            server.client, questions, observer=observer, with_scores=job.source is not None
-        )
+        plain = observe(server.client, questions, observer=observer, with_scores=True)
     seen = Behaviour(
         engine=backend.key,
         name=backend.name,
         material=job.material.origin,
         prompts=len(questions.prompts),
         max_tokens=questions.max_tokens,
+        perplexity=perplexity_of([scores.own for scores in plain.scores]),
+        has_own_text=job.material.has_own_text,
+        vocabulary=job.vocabulary,
         notes=tuple(material_notes(questions)),
     )
     if job.has_mtp:
@@ -106,8 +115,10 @@ def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
     try:
         model = client.model
         length = min(job.context, model.max_model_len or job.context)
+        if length < MIN_CONTEXT:
+            client.strange("/v1/models", f"max_model_len {model.max_model_len}")
         questions = _questions(replace(job, context=length), client)
-        drafted = observe(client, questions, observer=observer)
+        drafted = observe(client, questions, observer=observer, with_scores=True, top=1)
     finally:
         client.close()
     if job.has_mtp and drafted.drafting is None:
@@ -116,7 +127,7 @@ def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
             where=url,
             expected="a server with --speculative-config, since the checkpoint has an MTP layer",
             found="no vllm:spec_decode counters in /metrics",
-            hint="start it as `glmquant verify --engine none` prints at its end",
+            hint=f"start it with --speculative-config '{speculative_config(1)}'",
         )
     notes = [
         *material_notes(questions),
@@ -124,7 +135,11 @@ def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
     ]
     if Path(model.root).name != job.folder.resolve().name:
         notes.append(f"the server says that it serves {model.root}, not this folder")
+    if job.source_named:
+        notes.append("a server has one model: the source was compared as files, and not run")
     places = len(drafted.drafting.by_position) if drafted.drafting else 0
+    if places not in (0, job.speculative_tokens):
+        notes.append(f"the server drafts {places} tokens at a step, whatever was asked here")
     return Behaviour(
         engine="url",
         name=f"the server at {url}",
@@ -133,6 +148,9 @@ def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
         max_tokens=questions.max_tokens,
         speculative_tokens=places,
         drafting=drafted.drafting,
+        perplexity=perplexity_of([scores.own for scores in drafted.scores]),
+        has_own_text=job.material.has_own_text,
+        vocabulary=job.vocabulary,
         notes=tuple(notes),
     )
 
@@ -150,10 +168,12 @@ def _with_source(
     of_source = replace(job, folder=source, is_quantized=False)
     tokens = job.speculative_tokens if job.has_mtp and job.source_has_mtp else 0
     with _server(of_source, backend, observer, "the source", tokens) as server:
+        asked = _questions(job, server.client)
         base = observe(server.client, questions, observer=observer, with_scores=True)
     floor = _floor(of_source, backend, observer, questions, base) if job.with_floor else None
     return replace(
         seen,
+        same_tokens=(asked.prompts, asked.windows) == (questions.prompts, questions.windows),
         source_drafting=base.drafting if tokens else None,
         divergence=figures_of(divergence(base.scores, scores)),
         floor=None if floor is None else figures_of(divergence(floor, base.scores)),
