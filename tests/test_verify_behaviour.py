@@ -386,6 +386,7 @@ def test_a_server_that_runs_already_is_asked_by_its_url(output: Path, glmquant: 
     assert behaviour["partings"] is None
     assert [each["code"] for each in found["findings"]] == ["E3"]  # 0.5: a warning
     assert any("/GLM" in note for note in behaviour["notes"])
+    assert ran.events[-1]["next"].startswith("glmquant verify ")  # --source is the next level
     text = remote("well", output, glmquant, "--min-acceptance", "0.9")
     assert text.exit_code == 1
     assert "error E3: fewer draft tokens are accepted than was asked for" in text.stdout
@@ -405,6 +406,19 @@ def test_a_server_of_somebody_elses_that_fails_is_an_error_with_its_address(
     assert ran.exit_code == 2
     assert "where:    http://127.0.0.1:" in ran.stderr
     assert "verdict" not in ran.stdout
+
+
+def test_after_an_engine_and_the_source_the_next_command_serves(
+    nano: Recorded, output: Path, glmquant: Run
+) -> None:
+    ran = remote("well", output, glmquant, "--source", str(nano.folder))
+    assert "note: a server has one model: the source was compared as files" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == (
+        "levels: files, values, source, engine; next: "
+        f"vllm serve {output} --host 127.0.0.1 --port 8000 --served-model-name glmquant --seed 0 "
+        "--quantization ascend --speculative-config "
+        """'{"method": "mtp", "num_speculative_tokens": 1}'"""
+    )
 
 
 @pytest.mark.parametrize("key", ["ключ", "a\nb", "right"])

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def behaviour_rows(behaviour: Behaviour) -> list[tuple[str, str]]:
     """Each thing that was measured, in words: label and text."""
-    from glmquant.verify.behaviour.judge import allowed_shift, bounds, rate_text
+    from glmquant.verify.behaviour.acceptance import allowed_shift, rate_text
+    from glmquant.verify.behaviour.judge import bounds
 
     rows = [("engine", behaviour.name)]
     tokens = behaviour.prompts * behaviour.max_tokens

@@ -7,25 +7,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from glmquant.errors import GlmquantError
-from glmquant.runtime.observed import Drafting
+from glmquant.verify.behaviour.acceptance import judge_acceptance
 from glmquant.verify.behaviour.behaviour import Behaviour, Figures
 from glmquant.verify.findings import Finding, Level, Severity
-from glmquant.verify.remedies import add_mtp, copy_file, quantize_anew, verify_against, verify_with
+from glmquant.verify.remedies import copy_file, quantize_anew, verify_against, verify_with
 from glmquant.verify.subject import Subject
 
 NEAR_TIE: Final = 0.25
 """Nats. On an NPU, answers may part where the likeliest token leads by less: logits of 16 to 32
 have steps of 0.125 in BF16, and a step of either token's is no defect."""
-
-MAX_SHIFT: Final = 0.05
-"""By how much an acceptance rate may differ from the source's, up or down."""
-
-FEW_DRAFTS: Final = 400
-"""With fewer, chance alone moves a rate by more: three standard errors are allowed then."""
-
-MIN_ACCEPTANCE: Final = 0.3
-LOW_ACCEPTANCE: Final = 0.6
-"""Without a source: an error below the one, a warning below the other."""
 
 MAX_KL_MEAN: Final = 2.0e-3
 MAX_KL_MEDIAN: Final = 8.0e-4
@@ -81,7 +71,9 @@ def judge(
     yield from _language(behaviour, subject, level)
     yield from _tokens(behaviour, subject, level)
     if behaviour.speculative_tokens and behaviour.drafting is not None:
-        yield from _acceptance(behaviour, behaviour.drafting, subject, level, min_acceptance)
+        yield from judge_acceptance(
+            behaviour.drafting, behaviour.source_drafting, subject, level, min_acceptance
+        )
     if behaviour.divergence is not None:
         yield from _distributions(behaviour, behaviour.divergence, subject, level)
 
@@ -146,97 +138,6 @@ def _tokens(behaviour: Behaviour, subject: Subject, level: Level) -> Iterator[Fi
             found=shown + more,
             hint=verify_against(subject),
         )
-
-
-def _acceptance(
-    behaviour: Behaviour,
-    drafting: Drafting,
-    subject: Subject,
-    level: Level,
-    min_acceptance: float | None,
-) -> Iterator[Finding]:
-    source = behaviour.source_drafting
-    least = MIN_ACCEPTANCE if min_acceptance is None else min_acceptance
-    found = rate_text(drafting)
-    mend = add_mtp(subject, "--replace-mtp")
-    first = ", of the first token drafted" if drafting.rates[1:] and min_acceptance is None else ""
-    if drafting.draft_tokens == 0:
-        yield _draft_finding(
-            "nothing was drafted", "drafts at each step", found, mend, level, Severity.ERROR
-        )
-        return
-    # A floor of the user's own counts always, ours only where there is nothing to compare with.
-    if min_acceptance is None:
-        rate, slack = drafting.rates[0] if drafting.rates else drafting.rate, _slack(drafting)
-    else:
-        rate, slack = drafting.rate, 0.0
-    if rate + slack < least and (source is None or min_acceptance is not None):
-        yield _draft_finding(
-            "draft tokens are hardly ever accepted"
-            if min_acceptance is None
-            else "fewer draft tokens are accepted than was asked for",
-            f"an acceptance rate of {least:g} or more{first}",
-            found,
-            mend if source is not None else verify_against(subject),
-            level,
-            Severity.ERROR,
-        )
-    elif source is None and min_acceptance is None and rate + slack < LOW_ACCEPTANCE:
-        yield _draft_finding(
-            "few draft tokens are accepted",
-            f"an acceptance rate of {LOW_ACCEPTANCE:g} or more, or the source's{first}",
-            found,
-            verify_against(subject),
-            level,
-            Severity.WARNING,
-        )
-    if source is None or not source.draft_tokens:
-        return
-    shift = drafting.rate - source.rate
-    bound = allowed_shift(drafting, source)
-    if abs(shift) > bound + 1e-9:
-        rises = "the body then says what is easier to guess" if shift > 0 else ""
-        yield _draft_finding(
-            "draft tokens are accepted less often than the source's"
-            if shift < 0
-            else "draft tokens are accepted more often than the source's",
-            f"{source.rate:.3f} as the source's on the same prompts, ± {bound:.3f}",
-            "; ".join(filter(None, (found, rises))),
-            mend if shift < 0 else quantize_anew(subject),
-            level,
-            Severity.ERROR,
-        )
-
-
-def _slack(drafting: Drafting) -> float:
-    """What chance may take from a rate of few drafts: three standard errors."""
-    return 0.0 if drafting.drafts >= FEW_DRAFTS else 1.5 / math.sqrt(max(drafting.drafts, 1))
-
-
-def allowed_shift(drafting: Drafting, source: Drafting) -> float:
-    """By how much two acceptance rates may differ: ± 0.05, more where few tokens were drafted."""
-    fewest = min(drafting.draft_tokens, source.draft_tokens)
-    if fewest >= FEW_DRAFTS:
-        return MAX_SHIFT
-    spread = math.sqrt(2 * max(source.rate * (1 - source.rate), 0.05) / fewest)
-    return max(MAX_SHIFT, 3 * spread)
-
-
-def rate_text(drafting: Drafting) -> str:
-    """An acceptance rate for people: ``0.803 (453 of 564), 1.80 tokens a step``."""
-    text = (
-        f"{drafting.rate:.3f} ({drafting.accepted:,} of {drafting.draft_tokens:,}), "
-        f"{drafting.mean_length:.2f} tokens a step"
-    )
-    if len(drafting.by_position) > 1:
-        text += f"; by position {', '.join(f'{rate:.3f}' for rate in drafting.rates)}"
-    return text
-
-
-def _draft_finding(
-    what: str, expected: str, found: str, hint: str, level: Level, severity: Severity
-) -> Finding:
-    return Finding("E3", severity, level, what, "the MTP layer's drafts", expected, found, hint)
 
 
 def bounds(floor: Figures | None) -> tuple[float, float, float]:
