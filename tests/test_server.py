@@ -94,9 +94,11 @@ def test_a_server_answers_and_is_gone_afterwards_with_its_log(tmp_path: Path) ->
         answer = server.client.continue_greedily(Prompt("p", (1, 2)), 8)
         assert answer.tokens == (1,) * 8
         assert answer.gaps == (3.0,) * 8
-        port = port_of(server)
+        port, scratch = port_of(server), server.scratch
+        assert scratch.is_dir()
         assert "GET /health" in server.log.read_text()
     assert is_free(port)
+    assert not scratch.exists()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,7 +177,7 @@ def test_a_kill_of_the_one_who_asked_leaves_no_process_and_no_port(tmp_path: Pat
         "from tests.servers import words_of\n"
         f"with running(words_of('forks', {port}), os.environ, 'http://127.0.0.1:{port}',\n"
         "    what='a test', limit_seconds=30, answer_seconds=5, observer=Observer()) as server:\n"
-        "    print(server.log, flush=True)\n"
+        "    print(server.log, server.scratch, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run(
@@ -189,8 +191,9 @@ def test_a_kill_of_the_one_who_asked_leaves_no_process_and_no_port(tmp_path: Pat
     assert soon(lambda: is_free(port))
     assert soon(lambda: processes("time.sleep(60") == [])
     assert soon(lambda: processes("servers.py forks") == [])
-    assert soon(lambda: list(tmp_path.glob("gq-*")) == [])
-    Path(killed.stdout.strip()).unlink()  # the log stays where nobody is left to remove it
+    log, scratch = map(Path, killed.stdout.split())
+    assert soon(lambda: not scratch.exists())
+    assert log.is_file()  # nobody was left to remove it
 
 
 def test_a_kill_of_the_guard_ends_the_server_too() -> None:
@@ -198,6 +201,7 @@ def test_a_kill_of_the_guard_ends_the_server_too() -> None:
         os.kill(server._guard.pid, signal.SIGKILL)
         assert soon(lambda: is_free(port_of(server)))
         server.client.continue_greedily(Prompt("p", (1, 2)), 8)
+    assert not server.scratch.exists()
 
 
 def test_an_interrupt_is_not_the_servers() -> None:

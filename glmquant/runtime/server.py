@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,6 +48,7 @@ class Server:
     Attributes:
         client: Asks it.
         log: The file that holds all it writes.
+        scratch: The folder of its temporary files, removed with it.
     """
 
     def __init__(
@@ -61,8 +63,8 @@ class Server:
         self.client = Client(url, self.fail, answer_seconds=answer_seconds)
         with writing(log), log.open("wb") as output:
             # Sockets lie in it, whose paths may have 107 characters.
-            scratch = tempfile.mkdtemp(prefix="gq-", dir=short_temporary_folder())
-            guarded = [sys.executable, "-I", "-S", guard.__file__, scratch, *command]
+            self.scratch = Path(tempfile.mkdtemp(prefix="gq-", dir=short_temporary_folder()))
+            guarded = [sys.executable, "-I", "-S", guard.__file__, str(self.scratch), *command]
             self._guard = subprocess.Popen(
                 guarded,
                 stdin=subprocess.PIPE,
@@ -136,11 +138,12 @@ class Server:
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             self._guard.wait(guard.GRACE_SECONDS * 3)
-            return
-        self._guard.kill()
-        self._guard.wait()
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)  # where the guard could not
 
 
 @contextmanager
