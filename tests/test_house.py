@@ -47,6 +47,7 @@ def test_the_steps_of_the_check_are_listed() -> None:
         "tests",
         "numpy1",
         "reference",
+        "engine",
         "msmodelslim",
         "wheel",
     ]
