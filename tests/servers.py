@@ -20,6 +20,9 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",pos
 """
 
 
+MAX_MODEL_LEN = 256
+
+
 def words_of(kind: str, port: int) -> list[str]:
     """The command of a server."""
     return [sys.executable, __file__, kind, str(port)]
@@ -35,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self.send(200, "")
         elif self.path == "/v1/models":
-            self.send_json({"data": [{"id": "m", "root": "/GLM", "max_model_len": 512}]})
+            self.send_json({"data": [{"id": "m", "root": "/GLM", "max_model_len": MAX_MODEL_LEN}]})
         elif self.path == "/metrics":
             count = Handler.drafts
             accepted = {"backwards": -count, "generous": 3 * count}.get(self.kind, count // 2)
@@ -68,7 +71,9 @@ class Handler(BaseHTTPRequestHandler):
         elif self.kind == "schema":
             self.send_json({"tokens": "none", "choices": [{"token_ids": None}]})
         elif self.path == "/tokenize":
-            self.send_json({"tokens": [len(word) for word in str(body).split()][:40]})
+            self.send_json({"tokens": [len(word) for word in str(body).split()]})
+        elif len(body["prompt"]) + body["max_tokens"] > MAX_MODEL_LEN:
+            self.send(400, "longer than max_model_len")
         else:
             self.send_json({"choices": [self.completion(body)]})
 

@@ -209,7 +209,7 @@ def test_a_server_that_hangs_is_given_up(demo_output: Path, backend: Backend) ->
             os.kill(pid, signal.SIGSTOP)
         time.sleep(0.2)
         hung = run_glmquant("verify", demo_output, "--url", server.client.url, "--timeout", "3")
-        assert hung.exit_code == 1
+        assert hung.exit_code == 2
         assert "the engine did not answer within 3 s" in hung.stderr
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)

@@ -114,7 +114,8 @@ def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
     client = Client(url, remote_failure(url), api_key=os.environ.get(API_KEY), **seconds)
     try:
         model = client.model
-        length = min(job.context, model.max_model_len or job.context)
+        # A token is made behind every window that is rated.
+        length = min(job.context, (model.max_model_len or job.context + 1) - 1)
         if length < MIN_CONTEXT:
             client.strange("/v1/models", f"max_model_len {model.max_model_len}")
         questions = _questions(replace(job, context=length), client)
