@@ -19,10 +19,9 @@ from glmquant.errors import JsonError, StorageError, TargetError
 from glmquant.jsontext import dump_object, parse_object
 from glmquant.manifest import TensorRecord, record_from_json, write_records
 from glmquant.source import FileStamp
-from glmquant.storage import reading, writing
+from glmquant.storage import STATE_DIR, reading, writing
 from glmquant.writer import PART_SUFFIX, write_file
 
-STATE_DIR: Final = ".glmquant"
 _JOURNAL: Final = "journal.json"
 _SHARDS: Final = "shards"
 

@@ -11,11 +11,11 @@ from typing import Any
 from glmquant.errors import JsonError, TargetError
 from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.index import INDEX_FILE
-from glmquant.journal import STATE_DIR, is_unfinished, load_journal, remove_journal
+from glmquant.journal import is_unfinished, load_journal, remove_journal
 from glmquant.manifest import MANIFEST_FILE, parse_manifest
 from glmquant.plan import Plan
 from glmquant.reconcile import listing
-from glmquant.storage import reading, writing
+from glmquant.storage import STATE_DIR, reading, writing
 from glmquant.writer import PART_SUFFIX, remove_parts
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from glmquant.errors import DiskSpaceError, StorageError
+
+STATE_DIR: Final = ".glmquant"
+"""The folder in a checkpoint's that holds what a run has to remember."""
 
 
 class _Guard:

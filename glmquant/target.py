@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmquant.errors import DiskSpaceError, TargetError
-from glmquant.journal import STATE_DIR, is_unfinished, load_finished, load_journal
+from glmquant.journal import is_unfinished, load_finished, load_journal
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.ownership import (
     damaged,
@@ -25,7 +25,7 @@ from glmquant.ownership import (
     stray_weights,
 )
 from glmquant.plan import Plan
-from glmquant.storage import reading, writing
+from glmquant.storage import STATE_DIR, reading, writing
 from glmquant.writer import PART_SUFFIX
 
 

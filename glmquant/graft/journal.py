@@ -18,9 +18,8 @@ from typing import Any, Final
 
 from glmquant.errors import JsonError, TargetError
 from glmquant.graft.plan import Way
-from glmquant.journal import STATE_DIR
 from glmquant.jsontext import dump_object, parse_object
-from glmquant.storage import reading, writing
+from glmquant.storage import STATE_DIR, reading, writing
 from glmquant.writer import sync_folder, write_file
 
 GRAFT_DIR: Final = f"{STATE_DIR}/graft"

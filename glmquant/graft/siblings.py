@@ -19,12 +19,11 @@ from glmquant.graft.ledger import grafted_manifest
 from glmquant.graft.plan import GraftPlan, Way
 from glmquant.graft.recipient import Recipient
 from glmquant.graft.shards import require_base_unchanged, write_shards
-from glmquant.journal import STATE_DIR
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.observer import Observer
 from glmquant.sidefiles import WEIGHT_SUFFIXES
 from glmquant.source import FolderSource
-from glmquant.storage import reading, writing
+from glmquant.storage import STATE_DIR, reading, writing
 from glmquant.writer import PartFile, sync_folder, write_file
 
 _FICLONE: Final = 0x40049409
