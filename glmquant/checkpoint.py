@@ -18,8 +18,18 @@ from glmquant.errors import (
     CheckpointError,
     GlmquantError,
     IndexFileError,
+    PartialError,
+    TensorSetError,
 )
-from glmquant.glm4_moe import CONFIG_FILE, ExpectedTensor, Glm4MoeConfig, parse_config
+from glmquant.fetched import JOURNAL_FILE, MARKER_FILE, Marker, parse_marker
+from glmquant.glm4_moe import (
+    CONFIG_FILE,
+    ExpectedTensor,
+    Glm4MoeConfig,
+    Role,
+    expected_tensors,
+    parse_config,
+)
 from glmquant.header import read_header
 from glmquant.index import INDEX_FILE, is_shard_name, parse_index
 from glmquant.jsontext import MAX_JSON_NBYTES
@@ -71,11 +81,13 @@ class Checkpoint:
         return self.source.path.absolute().name
 
 
-def open_checkpoint(source: FolderSource) -> Checkpoint:
+def open_checkpoint(source: FolderSource, *, takes_part: bool = False) -> Checkpoint:
     """Read and check all that a plan needs: config.json, the index and every header.
 
     Args:
         source: The folder.
+        takes_part: A folder that holds a part of a model, and says so, is taken: ``expected`` then
+            lists all tensors that config.json calls for, there or not.
 
     Returns:
         The checkpoint.
@@ -84,6 +96,7 @@ def open_checkpoint(source: FolderSource) -> Checkpoint:
         CheckpointError: One of its kinds, for whatever does not hold together.
     """
     files = source.list_files()
+    is_part = _is_part(source, files, takes_part)
     _refuse_other_formats(source, files)
     config_data = read_json_file(source, files, CONFIG_FILE)
     with _naming_the_format(source):
@@ -115,7 +128,7 @@ def open_checkpoint(source: FolderSource) -> Checkpoint:
     require_single_copies(shards)
     notes += reconcile_index(config, shards, weight_map)
     mtp_count = count_mtp_layers(config, shards)
-    expected = reconcile_tensors(config, shards, mtp_count)
+    expected = _expected(config, shards, mtp_count, is_part)
     notes += note_dtypes(shards, expected)
     return Checkpoint(
         source=source,
@@ -128,6 +141,63 @@ def open_checkpoint(source: FolderSource) -> Checkpoint:
         other_files={name: size for name, size in files.items() if name not in shards},
         notes=tuple(notes),
     )
+
+
+def _is_part(source: FolderSource, files: dict[str, int], takes_part: bool) -> bool:
+    """Whether the folder holds a part of a model; refused where that is not taken."""
+    if (source.path / JOURNAL_FILE).is_file():
+        raise PartialError(
+            "a fetch into this folder has not ended",
+            where=str(source.path / JOURNAL_FILE),
+            expected="a fetch that is done",
+            found="the journal of one that runs, or was interrupted",
+            hint="run that glmquant fetch again: it goes on where it stopped",
+        )
+    if MARKER_FILE not in files:
+        return False
+    marker = parse_marker(read_json_file(source, files, MARKER_FILE))
+    if not takes_part or not marker.tensors:
+        raise PartialError(
+            "the folder holds only a part of the model",
+            where=str(source.path / MARKER_FILE),
+            expected="all of the model's weights",
+            found=_part_text(marker),
+            hint=f"fetch the rest: {marker.complete_with}",
+        )
+    return True
+
+
+def _part_text(marker: Marker) -> str:
+    count = f"{marker.tensors} of {marker.of_tensors} tensors" if marker.of_tensors else "no weight"
+    return f"{count} of {marker.source}, fetched with {marker.selection}"
+
+
+def _expected(
+    config: Glm4MoeConfig, shards: Shards, mtp_count: int, is_part: bool
+) -> dict[str, ExpectedTensor]:
+    """What config.json calls for, of a whole model held against what is there."""
+    if not is_part:
+        return reconcile_tensors(config, shards, mtp_count)
+    expected = expected_tensors(config, mtp_count)
+    there = reconcile_tensors(config, shards, mtp_count, is_part=True)
+    lacking = [
+        name
+        for name, tensor in expected.items()
+        if tensor.role in (Role.MTP, Role.ROUTER_BIAS)
+        and tensor.is_required
+        and name not in there
+    ]
+    if lacking:
+        raise TensorSetError(
+            "the part of the model that was fetched lacks what grafting needs",
+            where=listing(lacking),
+            expected="all of the MTP layer, and the router biases of all layers",
+            found=f"{len(there)} tensors",
+            hint="glmquant fetch MODEL --only mtp, into another folder",
+        )
+    return {
+        name: tensor for name, tensor in expected.items() if tensor.is_required or name in there
+    }
 
 
 def read_json_file(source: FolderSource, files: dict[str, int], name: str) -> bytes:

@@ -9,6 +9,7 @@ GlmquantError                 exit code 1
 │   ├── ConfigError           config.json lacks a key or contradicts the tensors
 │   ├── ArchitectureError     another model
 │   ├── AlreadyQuantizedError the weights are not the BF16 ones
+│   ├── PartialError          only a part of the model is there
 │   └── TensorSetError        an expected tensor is missing, or one has no rule
 ├── RecipeError               a recipe file is wrong
 ├── NoMtpError                an MTP layer was asked for and there is none
@@ -18,6 +19,7 @@ GlmquantError                 exit code 1
 ├── SourceChangedError        the source is not the one that the run began with
 ├── TargetError               the target folder cannot be written as asked
 │   └── DiskSpaceError        too little room
+├── HubError                  a hub cannot be reached, refuses, or gives what it does not list
 ├── EngineError               an engine cannot be had, did not load, died, or answered wrongly
 └── StorageError              the operating system refused to read or write
 """
@@ -107,6 +109,10 @@ class AlreadyQuantizedError(CheckpointError):
     """The weights are not the BF16 ones."""
 
 
+class PartialError(CheckpointError):
+    """Only a part of the model is there: fetched so, or not all of it yet."""
+
+
 class TensorSetError(CheckpointError):
     """An expected tensor is missing, or a tensor has no rule."""
 
@@ -141,6 +147,10 @@ class TargetError(GlmquantError):
 
 class DiskSpaceError(TargetError):
     """The disk has too little room."""
+
+
+class HubError(GlmquantError):
+    """A hub cannot be reached, refuses, or gives something else than it lists."""
 
 
 class EngineError(GlmquantError):

@@ -10,9 +10,9 @@ class Observer:
         """Work begins.
 
         Args:
-            doing: ``quantize``; ``graft``; ``compare`` where files are held against each other;
-                ``check`` where what was written is read again; ``reference`` where weights pass
-                through the reference model.
+            doing: ``quantize``; ``graft``; ``fetch``; ``compare`` where files are held against each
+                other; ``check`` where what was written is read again; ``reference`` where weights
+                pass through the reference model.
             done_nbytes: Source bytes that an earlier run has done.
             total_nbytes: Source bytes in all.
         """
@@ -22,6 +22,13 @@ class Observer:
 
         Args:
             doing: What, in a line. Told again and again while it lasts.
+        """
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that a run gets over by itself.
+
+        Args:
+            text: What, and what is done about it, in a line. Called from several threads.
         """
 
     def advance(self, nbytes: int) -> None:

@@ -208,7 +208,7 @@ def count_mtp_layers(config: Glm4MoeConfig, shards: Shards) -> int:
 
 
 def reconcile_tensors(
-    config: Glm4MoeConfig, shards: Shards, mtp_count: int
+    config: Glm4MoeConfig, shards: Shards, mtp_count: int, *, is_part: bool = False
 ) -> dict[str, ExpectedTensor]:
     """Every tensor that config.json calls for is there, and no other.
 
@@ -216,6 +216,7 @@ def reconcile_tensors(
         config: The configuration.
         shards: What the headers say.
         mtp_count: MTP layers that are there.
+        is_part: Only a part of the model is meant to be there: tensors may be missing.
 
     Returns:
         Tensor name → role and shape, in the order of the model, only tensors that are there.
@@ -249,7 +250,7 @@ def reconcile_tensors(
                 )
             present.add(ref.name)
     missing = [name for name, t in expected.items() if t.is_required and name not in present]
-    if missing:
+    if missing and not is_part:
         raise TensorSetError(
             f"{len(missing)} expected tensor{'s are' if len(missing) > 1 else ' is'} missing",
             where=listing(missing),

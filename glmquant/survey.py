@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from glmquant.description import DESCRIPTION_PREFIX
 from glmquant.errors import GlmquantError
+from glmquant.fetched import MARKER_FILE
 from glmquant.gguf import GgufHead, read_gguf
 from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.header import LFS_POINTER, read_header
@@ -23,7 +24,7 @@ from glmquant.jsontext import MAX_JSON_NBYTES, parse_object
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.sidefiles import UNFINISHED
 from glmquant.source import FolderSource
-from glmquant.storage import reading
+from glmquant.storage import STATE_DIR, reading
 from glmquant.tensors import TensorRef
 
 MODELOPT_FILE: Final = "hf_quant_config.json"
@@ -189,7 +190,7 @@ def survey(source: FolderSource) -> Survey:
     shards: dict[str, tuple[TensorRef, ...]] = {}
     broken: list[str] = []
     ggufs: dict[str, GgufHead] = {}
-    is_unfinished_run = (source.path / ".glmquant" / "journal.json").is_file()
+    is_unfinished_run = (source.path / STATE_DIR / "journal.json").is_file()
 
     def attempt(name: str, work: Callable[[], None]) -> bool:
         try:
@@ -231,6 +232,8 @@ def survey(source: FolderSource) -> Survey:
         ):
             broken.append(name)
     findings += _hidden_leftovers(source.path)
+    if MARKER_FILE in files:
+        findings.append(Finding(MARKER_FILE, "the folder holds only a part of the model"))
     return Survey(
         name=printable(source.path.absolute().name or str(source.path)),
         files=files,
@@ -305,7 +308,8 @@ def _hidden_leftovers(folder: Path) -> Iterator[Finding]:
     for hidden, suffix, what in (
         (".cache/huggingface/download", ".incomplete", "downloads of huggingface_hub did not end"),
         ("._____temp", "", "downloads of ModelScope did not end"),
-        (".glmquant", "journal.json", "a run of glmquant that did not end"),
+        (STATE_DIR, "journal.json", "a run of glmquant that did not end"),
+        (STATE_DIR, "fetch.jsonl", "a fetch that did not end: run it again, it goes on"),
     ):
         try:
             names = os.listdir(folder / hidden)  # noqa: PTH208

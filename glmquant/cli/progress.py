@@ -82,6 +82,10 @@ class _Rate(Observer):
 
 
 class _PlainLines(_Rate):
+    def warn(self, text: str) -> None:
+        """A line on stderr."""
+        click.echo(text, err=True)
+
     def tell(self, doing: str) -> None:
         """A line on stderr where the last one is old, or of something else."""
         if self.is_news(doing, 15.0):
@@ -102,6 +106,10 @@ class _PlainLines(_Rate):
 
 
 class _JsonLines(_Rate):
+    def warn(self, text: str) -> None:
+        """One object on stdout."""
+        emit("warning", text=text)
+
     def tell(self, doing: str) -> None:
         """One object on stdout, now and then."""
         if self.is_news(doing, 5.0):
@@ -162,6 +170,9 @@ def _bar() -> Iterator[Observer]:
 
         def advance(self, nbytes: int) -> None:
             bar.advance(task, nbytes)
+
+        def warn(self, text: str) -> None:
+            bar.console.print(text, markup=False, highlight=False)
 
         def tell(self, doing: str) -> None:
             bar.update(task, description=doing[:70], total=None)

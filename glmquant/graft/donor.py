@@ -81,7 +81,7 @@ def open_donor(path: Path) -> Donor:
     """Read and check the headers, the index and config.json of a source.
 
     Args:
-        path: Its folder.
+        path: Its folder; a part of the model that has the MTP layer will do.
 
     Returns:
         The donor.
@@ -91,7 +91,7 @@ def open_donor(path: Path) -> Donor:
         NoMtpError: It has no MTP layer.
         UsageError: There is no such folder.
     """
-    checkpoint = open_checkpoint(FolderSource(path))
+    checkpoint = open_checkpoint(FolderSource(path), takes_part=True)
     if not checkpoint.mtp_count:
         layer = checkpoint.config.num_hidden_layers
         raise NoMtpError(

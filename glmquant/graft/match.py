@@ -129,7 +129,7 @@ def _require_same_values(donor: Donor, recipient: Recipient) -> Iterator[str]:
     differences: list[_Difference] = []
     compared = 0
     for name in _constant_names(donor):
-        if name not in held or not is_float(held[name]):
+        if name not in held or name not in donor.tensors or not is_float(held[name]):
             continue
         compared += 1
         rows = [
@@ -196,7 +196,7 @@ def _smoothing(
 ) -> _Difference | bool | None:
     """Whether norm and router of a MoE layer were smoothed alike: None where they are no floats."""
     norm, router = f"{at}.post_attention_layernorm.weight", f"{at}.mlp.gate.weight"
-    if router not in donor.tensors or not all(
+    if not {norm, router} <= donor.tensors.keys() or not all(
         name in held and is_float(held[name]) for name in (norm, router)
     ):
         return None

@@ -1,0 +1,1 @@
+"""Weights from ModelScope, Modelers and HF: listed, planned, fetched by range, proved."""
