@@ -49,5 +49,6 @@ def test_the_steps_of_the_check_are_listed() -> None:
         "reference",
         "engine",
         "msmodelslim",
+        "hubs",
         "wheel",
     ]
