@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     options_metavar="--from SOURCE [OPTIONS]",
 )
 @click.argument("folder", metavar="[DIR]", required=False)
-@click.option("--from", "source", metavar="SOURCE", help="The BF16 folder that DIR was made of.")
+@click.option(
+    "--from",
+    "source",
+    metavar="SOURCE",
+    help="The BF16 folder that DIR was made of, or what fetch --only mtp takes of it.",
+)
 @click.option("--source", "alias", hidden=True, help="As verify calls it.")
 @click.option(
     "--output",

@@ -43,7 +43,7 @@ from glmquant.hubs.prospect import (
 from glmquant.hubs.protocols import PROTOCOLS, Protocol
 from glmquant.hubs.remote import read_model
 from glmquant.hubs.selection import METADATA, Selection
-from glmquant.hubs.tokens import find_token
+from glmquant.hubs.tokens import VARIABLES, find_token
 from glmquant.hubs.transfer import Transfer
 from glmquant.hubs.web import Web, check_endpoint
 from glmquant.index import INDEX_FILE, build_index
@@ -99,6 +99,7 @@ class Session:
         self.web = Web(
             check_endpoint(endpoint),
             find_token(reference.hub),
+            token_variable=VARIABLES[reference.hub][0],
             connections=manner.workers,
             stall_seconds=manner.stall_seconds,
         )

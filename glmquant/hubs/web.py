@@ -170,6 +170,7 @@ class Web:
     Args:
         endpoint: The hub's address, checked.
         token: Sent to that origin alone.
+        token_variable: Where a user sets one.
         connections: How many there may be to one host.
         stall_seconds: How long a connection may give nothing, or next to nothing.
 
@@ -178,9 +179,16 @@ class Web:
     """
 
     def __init__(
-        self, endpoint: str, token: Token | None, *, connections: int, stall_seconds: float
+        self,
+        endpoint: str,
+        token: Token | None,
+        *,
+        token_variable: str,
+        connections: int,
+        stall_seconds: float,
     ) -> None:
         self.endpoint = endpoint
+        self._variable = token_variable
         self._origin = origin_of(endpoint)
         self._token = token
         self.stall_seconds = stall_seconds
@@ -323,7 +331,7 @@ class Web:
             where=shown(url),
             expected="leave to read the repository",
             found=f"{text}; {had}",
-            hint="ask for access on the hub's page, and set the token: glmquant fetch --help",
+            hint=f"ask for access on the hub's page, and set {self._variable} to your token there",
         )
 
     def _next(self, url: str, location: str) -> str:
