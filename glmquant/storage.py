@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -11,6 +12,24 @@ from glmquant.errors import DiskSpaceError, StorageError
 
 STATE_DIR: Final = ".glmquant"
 """The folder in a checkpoint's that holds what a run has to remember."""
+
+
+def nearest(path: Path) -> Path:
+    """A path, or the first one above it that is there."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def free_nbytes(path: Path) -> int | None:
+    """Room on the disk where a path is or will be; None where the file system does not tell.
+
+    Raises:
+        StorageError: It cannot be asked.
+    """
+    place = nearest(path)
+    with reading(place):
+        usage = shutil.disk_usage(place)
+    return usage.free if usage.total else None
 
 
 class _Guard:

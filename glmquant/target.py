@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -25,7 +24,7 @@ from glmquant.ownership import (
     stray_weights,
 )
 from glmquant.plan import Plan
-from glmquant.storage import STATE_DIR, reading, writing
+from glmquant.storage import STATE_DIR, free_nbytes, nearest, reading, writing
 from glmquant.writer import PART_SUFFIX
 
 
@@ -251,9 +250,7 @@ def _require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced:
     needed = peak_disk_nbytes(plan)
     needed -= sum(shard.nbytes for shard in plan.shards if shard.file in done)
     needed -= _reusable_nbytes(target_dir, (replaced | set(plan.files)) - set(done))
-    folder = target_dir
-    while not folder.exists():
-        folder = folder.parent
+    folder = nearest(target_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise TargetError(
             "the target cannot be made",
@@ -262,13 +259,13 @@ def _require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced:
             found="a folder of others, or on a read-only disk" if folder.is_dir() else "a file",
             hint="name another target",
         )
-    usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < needed:
+    free = free_nbytes(folder)
+    if free is not None and free < needed:
         raise DiskSpaceError(
             "the disk has too little room",
             where=str(target_dir),
             expected=f"{needed / 1e6:,.1f} MB free",
-            found=f"{usage.free / 1e6:,.1f} MB free",
+            found=f"{free / 1e6:,.1f} MB free",
             hint="make room or name a target on another disk",
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from glmquant.graft.swap import refuse_unswappable
 from glmquant.manifest import MANIFEST_FILE
 from glmquant.observer import Observer
 from glmquant.sidefiles import WEIGHT_SUFFIXES
-from glmquant.storage import reading
+from glmquant.storage import free_nbytes, nearest, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +117,7 @@ def _needed_nbytes(recipient: Recipient, plan: GraftPlan, target: Path) -> int:
 
 
 def _device(path: Path) -> int:
-    return _nearest(path).stat().st_dev
-
-
-def _nearest(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
+    return nearest(path).stat().st_dev
 
 
 def require_possible(graft: Graft) -> None:
@@ -150,7 +143,7 @@ def require_possible(graft: Graft) -> None:
         )
     if plan.way is Way.SWAP:
         refuse_unswappable(folder, request)
-    place = folder.parent if plan.way is Way.SWAP else _nearest(graft.target_dir)
+    place = folder.parent if plan.way is Way.SWAP else nearest(graft.target_dir)
     if not os.access(place, os.W_OK | os.X_OK):
         raise TargetError(
             "the result cannot be written",
@@ -159,13 +152,13 @@ def require_possible(graft: Graft) -> None:
             found="a folder of others, or on a read-only disk",
             hint="name a folder of yours with --output",
         )
-    usage = shutil.disk_usage(place)
-    if usage.total and usage.free < graft.needed_nbytes:
+    free = free_nbytes(place)
+    if free is not None and free < graft.needed_nbytes:
         raise DiskSpaceError(
             "the disk has too little room",
             where=str(place),
             expected=f"{graft.needed_nbytes / 1e6:,.1f} MB free",
-            found=f"{usage.free / 1e6:,.1f} MB free",
+            found=f"{free / 1e6:,.1f} MB free",
             hint="make room, or name an --output on the disk of the checkpoint"
             if plan.way is Way.OUTPUT
             else "make room, or name an --output on another disk",

