@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 
 class Observer:
     """Does nothing; a user interface overrides what it shows."""
@@ -36,3 +39,68 @@ class Observer:
 
     def finish_shard(self, file: str, nbytes: int) -> None:
         """An output shard is whole and durable."""
+
+
+class Relay(Observer):
+    """Passes everything on; what measures overrides what it needs.
+
+    Args:
+        observer: Who wants to know.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
+        """Pass it on."""
+        self._observer.start(doing, done_nbytes, total_nbytes)
+
+    def tell(self, doing: str) -> None:
+        """Pass it on."""
+        self._observer.tell(doing)
+
+    def warn(self, text: str) -> None:
+        """Pass it on."""
+        self._observer.warn(text)
+
+    def advance(self, nbytes: int) -> None:
+        """Pass it on."""
+        self._observer.advance(nbytes)
+
+    def finish_shard(self, file: str, nbytes: int) -> None:
+        """Pass it on."""
+        self._observer.finish_shard(file, nbytes)
+
+
+class Meter(Relay):
+    """Counts the bytes of one kind of work and the time since it began.
+
+    Args:
+        observer: Who wants to know, too.
+        doing: The work, as ``start`` names it.
+    """
+
+    def __init__(self, observer: Observer, doing: str) -> None:
+        super().__init__(observer)
+        self._doing = doing
+        self._lock = threading.Lock()
+        self._begun: float | None = None
+        self.nbytes = 0
+
+    def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
+        """Begin the clock where the work begins; other work does not count."""
+        super().start(doing, done_nbytes, total_nbytes)
+        self.nbytes = 0
+        self._begun = time.monotonic() if doing == self._doing else None
+
+    def advance(self, nbytes: int) -> None:
+        """Count."""
+        with self._lock:
+            self.nbytes += nbytes
+        super().advance(nbytes)
+
+    def rate(self, least_nbytes: int) -> int | None:
+        """Bytes a second up to now; None after too little work to tell."""
+        if self._begun is None or self.nbytes < least_nbytes:
+            return None
+        return round(self.nbytes / max(time.monotonic() - self._begun, 1e-3))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import platform
-import threading
-import time
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Final
 
 from glmquant.errors import JsonError
 from glmquant.jsontext import dump_object, parse_object
-from glmquant.observer import Observer
+from glmquant.observer import Meter, Observer
 from glmquant.usercache import read_cached, write_cached
 
 RATE_FILES: Final = {False: "quantize-rate.json", True: "quantize-rate-searched.json"}
@@ -52,7 +50,7 @@ REFERENCES: Final = {
 ``tools/bench.py`` makes. A source that comes from a disk comes no faster than the disk."""
 
 
-class RateMeter(Observer):
+class RateMeter(Meter):
     """Passes everything on and measures how fast a run quantizes.
 
     Args:
@@ -60,26 +58,7 @@ class RateMeter(Observer):
     """
 
     def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._lock = threading.Lock()
-        self._nbytes = 0
-        self._start: float | None = None
-
-    def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
-        """Begin the clock where quantizing begins; reading again for comparison does not count."""
-        self._observer.start(doing, done_nbytes, total_nbytes)
-        self._nbytes = 0
-        self._start = time.monotonic() if doing == "quantize" else None
-
-    def advance(self, nbytes: int) -> None:
-        """Count."""
-        with self._lock:
-            self._nbytes += nbytes
-        self._observer.advance(nbytes)
-
-    def finish_shard(self, file: str, nbytes: int) -> None:
-        """Pass it on."""
-        self._observer.finish_shard(file, nbytes)
+        super().__init__(observer, "quantize")
 
     def measured(self, workers: int, *, is_searched: bool = False) -> Rate | None:
         """The rate up to now, or None after too little work to tell.
@@ -88,14 +67,14 @@ class RateMeter(Observer):
             workers: Threads of the run.
             is_searched: Scales were searched.
         """
-        if self._start is None or self._nbytes < LEAST_NBYTES:
+        rate = self.rate(LEAST_NBYTES)
+        if rate is None:
             return None
-        seconds = max(time.monotonic() - self._start, 1e-3)
         return Rate(
-            nbytes_per_second=round(self._nbytes / seconds),
+            nbytes_per_second=rate,
             workers=workers,
             machine=platform.node(),
-            nbytes=self._nbytes,
+            nbytes=self.nbytes,
             day=date.today().isoformat(),
             is_searched=is_searched,
         )

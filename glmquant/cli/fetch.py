@@ -114,8 +114,9 @@ def fetch(
     from glmquant.hubs.fetch import Manner, opened, plan_fetch
     from glmquant.hubs.fetch import fetch as run
     from glmquant.hubs.known import HubName, find_model
-    from glmquant.hubs.pace import PaceMeter
+    from glmquant.hubs.pace import store_pace
     from glmquant.hubs.selection import parse_selection
+    from glmquant.observer import Meter
 
     if check:
         _check(ctx, model, folder, workers, as_json)
@@ -125,14 +126,14 @@ def fetch(
     manner = Manner(workers, retries, stall_seconds, verify_ranges, endpoint, revision)
     target = folder or Path(reference.folder)
     with progress(as_json) as observer:
-        meter = PaceMeter(observer)
+        meter = Meter(observer, "fetch")
         with opened(reference, manner, meter) as session:
             plan = plan_fetch(session, selection, target)
             if not dry_run:
                 if not as_json:
                     click.echo(_headline(plan), err=True)
                 done = run(session, plan)
-                meter.store(reference.hub.value)
+                store_pace(reference.hub.value, meter)
     if dry_run:
         _echo_plan(plan, _again(ctx), as_json)
     else:
