@@ -176,15 +176,14 @@ def running(
     descriptor, name = tempfile.mkstemp(prefix="glmquant-engine-", suffix=".log")
     os.close(descriptor)
     server = Server(command, environment, url, Path(name), answer_seconds)
+    is_log_of_use = False
     try:
         server.await_ready(what, limit_seconds, observer)
         yield server
     except EngineError:
+        is_log_of_use = True
         raise
-    except BaseException:
-        server.log.unlink(missing_ok=True)
-        raise
-    else:
-        server.log.unlink(missing_ok=True)
     finally:
         server.close()
+        if not is_log_of_use:
+            server.log.unlink(missing_ok=True)

@@ -14,10 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from glmquant.runtime.guard import PR_SET_PDEATHSIG
 from glmquant.storage import reading, writing
-
-_PR_SET_PDEATHSIG: Final = 1
-"""``linux/prctl.h``."""
 
 _GRACE_SECONDS: Final = 5.0
 _TAIL_LINES: Final = 15
@@ -109,7 +107,7 @@ def _end_with_parent() -> Callable[[], None]:
     libc = ctypes.CDLL(None)
 
     def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return ask
 

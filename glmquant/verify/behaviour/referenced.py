@@ -34,13 +34,13 @@ def behave_referenced(job: Job, observer: Observer) -> Behaviour:
         max_tokens=ANSWER_TOKENS,
         speculative_tokens=drafted,
         drafting=drafting,
-        perplexity=perplexity_of(model.prompt_logprobs(questions.windows, observer)),
         has_own_text=job.material.has_own_text,
         vocabulary=job.vocabulary,
         notes=tuple(material_notes(questions)),
     )
     if job.source is None:
-        return seen
+        rated = model.prompt_logprobs(questions.windows, observer)
+        return replace(seen, perplexity=perplexity_of(rated))
     source, exact = Reference(job.source), Reference(job.source, Precision.FLOAT32)
     source_drafting = None
     if drafted and job.source_has_mtp:
@@ -48,11 +48,13 @@ def behave_referenced(job: Job, observer: Observer) -> Behaviour:
             questions.prompts, ANSWER_TOKENS, drafted, observer
         )
     asked = ask(job.material, Tokenizer(job.source), context=job.context, max_tokens=ANSWER_TOKENS)
+    figures = figures_of(divergence(source, model, questions.windows, observer))
     return replace(
         seen,
+        perplexity=figures.perplexity,
         same_tokens=(asked.prompts, asked.windows) == (questions.prompts, questions.windows),
         source_drafting=source_drafting,
-        divergence=figures_of(divergence(source, model, questions.windows, observer)),
+        divergence=figures,
         floor=figures_of(divergence(exact, source, questions.windows, observer)),
     )
 
