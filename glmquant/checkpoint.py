@@ -183,9 +183,7 @@ def _expected(
     lacking = [
         name
         for name, tensor in expected.items()
-        if tensor.role in (Role.MTP, Role.ROUTER_BIAS)
-        and tensor.is_required
-        and name not in there
+        if tensor.role in (Role.MTP, Role.ROUTER_BIAS) and tensor.is_required and name not in there
     ]
     if lacking:
         raise TensorSetError(
