@@ -22,6 +22,8 @@ from glmquant.storage import reading, writing
 from glmquant.writer import PART_SUFFIX, sync_folder
 
 _READ_NBYTES: Final = 1 << 20
+_MAX_MISMATCHES: Final = 3
+"""So often a file is fetched that has another sum each time."""
 
 
 class Place(Enum):
@@ -114,10 +116,11 @@ class Arrival:
         self._next = 0
         """The first part that is not in the sums."""
         self._is_summing = False
-        self._mismatches = 0
+        self._found: list[str] = []
+        """Sums that were not the hub's."""
         self._xxh3: list[str] = [""] * len(self.parts)
         self.places = [Place.PENDING] * len(self.parts)
-        _make_folder(folder, output.name)
+        make_folder(folder, output.name)
         earlier = journal.parts_of(output)
         with writing(self._part_path):
             is_there = self._part_path.is_file() and not self._part_path.is_symlink()
@@ -173,6 +176,23 @@ class Arrival:
         with self.lock:
             was_stream, self.is_stream = self.is_stream, True
             return not was_stream
+
+    def take_rest(self) -> set[int] | None:
+        """Take all parts that are not there; None while others still fetch some of them."""
+        with self.lock:
+            if Place.RUNNING in self.places:
+                return None
+            rest = {n for n, place in enumerate(self.places) if place is Place.PENDING}
+            for number in rest:
+                self.places[number] = Place.RUNNING
+            if not rest:
+                self.is_stream = False
+            return rest
+
+    def end_stream(self) -> None:
+        """Parts are taken one by one again."""
+        with self.lock:
+            self.is_stream = False
 
     def claim(self, number: int) -> Sums | None:
         """Sums to update while part ``number`` comes, where it is the next and nobody sums."""
@@ -268,10 +288,11 @@ class Arrival:
             What is done, in words.
 
         Raises:
-            HubError: It has been tried before.
+            HubError: It has been tried before, and came alike or came wrong too often.
         """
-        self._mismatches += 1
-        if self._mismatches > 2:
+        is_alike = found in self._found
+        self._found.append(found)
+        if is_alike or len(self._found) > _MAX_MISMATCHES:
             self.discard()
             raise HubError(
                 "a file does not have the sum that the hub lists, however often it is fetched",
@@ -354,7 +375,7 @@ class Arrival:
             os.close(descriptor)
 
 
-def _make_folder(folder: Path, name: str) -> None:
+def make_folder(folder: Path, name: str) -> None:
     """The folders above a name, none of them a link that leads out.
 
     Raises:
