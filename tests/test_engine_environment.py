@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -437,29 +437,10 @@ def test_another_python_is_refused_with_the_option_that_names_one(
         plan_install(tmp_path / "python", pins=pins)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a real file system of so many bytes; skips where that is not allowed."""
-    mounted = []
-
-    def mount(nbytes: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small disk needs root")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_too_little_room_is_seen_before_the_first_byte(
-    pins: Pins, glmquant: Run, disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+    pins: Pins, glmquant: Run, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = disk(10_000_000)
+    room = small_disk(10_000_000)
     monkeypatch.setenv("GLMQUANT_ENGINE_HOME", str(room / "engines"))
     ran = glmquant("engine", "install")
     assert ran.exit_code == 1
@@ -473,10 +454,10 @@ def test_too_little_room_is_seen_before_the_first_byte(
 def test_a_disk_that_fills_up_is_said_and_loses_no_step(
     wheels: Path,
     pins: Pins,
-    disk: Callable[[int], Path],
+    small_disk: Callable[[int], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room = disk(60_000_000)
+    room = small_disk(60_000_000)
     monkeypatch.setenv("GLMQUANT_ENGINE_HOME", str(room / "engines"))
     small = replace(pins, peak_nbytes=50_000_000)
     make_wheel(wheels, "extra", "2.0", {"extra.py": "#" * 45_000_000})

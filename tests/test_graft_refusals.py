@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,32 +267,13 @@ def test_one_run_at_a_time(nano: Recorded, tmp_path: Path, glmquant: Run) -> Non
     graft(glmquant, base, nano)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a real file system of so many bytes; skips where that is not allowed."""
-    mounted = []
-
-    def mount(nbytes: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small disk needs root")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_too_little_room_is_seen_before_the_first_byte(
-    tmp_path: Path, glmquant: Run, disk: Callable[[int], Path]
+    tmp_path: Path, glmquant: Run, small_disk: Callable[[int], Path]
 ) -> None:
     source = build_checkpoint(tmp_path / "GLM", "4.5", hidden_size=512, vocab_size=512)
     base = make_base(source, tmp_path / "base", "v1")
     nbytes = sum(path.stat().st_size for path in base.iterdir() if path.is_file())
-    room = disk(nbytes + 600_000)
+    room = small_disk(nbytes + 600_000)
     subprocess.run(["cp", "-a", base, room], check=True)
     ran = refused(glmquant, room / "base", source.folder, "the disk has too little room")
     assert "MB free" in ran.stderr
@@ -302,10 +283,10 @@ def test_too_little_room_is_seen_before_the_first_byte(
 
 
 def test_an_output_on_another_disk_is_a_copy(
-    nano: Recorded, tmp_path: Path, glmquant: Run, disk: Callable[[int], Path]
+    nano: Recorded, tmp_path: Path, glmquant: Run, small_disk: Callable[[int], Path]
 ) -> None:
     base = make_base(nano, tmp_path / "base", "v1", shard_mode=0o600)
-    room = disk(20_000_000)
+    room = small_disk(20_000_000)
     before = everything(base)
     graft(glmquant, base, nano, "--output", room / "new")
     assert everything(base) == before
@@ -314,9 +295,9 @@ def test_an_output_on_another_disk_is_a_copy(
 
 
 def test_a_mount_point_is_not_swapped_but_may_be_grafted_in_place(
-    nano: Recorded, tmp_path: Path, glmquant: Run, disk: Callable[[int], Path]
+    nano: Recorded, tmp_path: Path, glmquant: Run, small_disk: Callable[[int], Path]
 ) -> None:
-    base = disk(20_000_000)
+    base = small_disk(20_000_000)
     modelslim.make(nano, tmp_path / "made", layout="v1", mtp=None, router_biases=False)
     subprocess.run(f"cp -a {tmp_path}/made/. {base}", shell=True, check=True)
     refused(glmquant, base, nano.folder, "cannot be swapped", "a mount point", "--output")

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -162,27 +162,6 @@ def test_two_runs_do_not_write_to_one_target(nano: Recorded, tmp_path: Path, glm
         os.close(descriptor)
     assert (ran.exit_code, "another run is writing" in ran.stderr) == (1, True)
     assert glmquant("w8a8", nano.folder, tmp_path / "out").exit_code == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a real file system of so many bytes; skips where that is not allowed."""
-    mounted = []
-
-    def mount(nbytes: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir(exist_ok=True)
-        ran = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", folder], capture_output=True
-        )
-        if ran.returncode:
-            pytest.skip("mounting a small disk needs root")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_too_little_disk_is_seen_before_the_first_byte(
