@@ -23,7 +23,7 @@ from glmquant.writer import PART_SUFFIX, sync_folder
 
 _READ_NBYTES: Final = 1 << 20
 _MAX_MISMATCHES: Final = 3
-"""So often a file is fetched that has another sum each time."""
+"""So often a file is fetched that does not have the hub's sum."""
 
 
 class Place(Enum):
@@ -116,12 +116,12 @@ class Arrival:
         self._next = 0
         """The first part that is not in the sums."""
         self._is_summing = False
-        self._found: list[str] = []
-        """Sums that were not the hub's."""
+        self._mismatches = 0
         self._xxh3: list[str] = [""] * len(self.parts)
         self.places = [Place.PENDING] * len(self.parts)
         make_folder(folder, output.name)
         earlier = journal.parts_of(output)
+        journal.note_begun(output)
         with writing(self._part_path):
             is_there = self._part_path.is_file() and not self._part_path.is_symlink()
             if not is_there or self._part_path.stat().st_size != output.nbytes:
@@ -288,11 +288,10 @@ class Arrival:
             What is done, in words.
 
         Raises:
-            HubError: It has been tried before, and came alike or came wrong too often.
+            HubError: It has come wrong too often.
         """
-        is_alike = found in self._found
-        self._found.append(found)
-        if is_alike or len(self._found) > _MAX_MISMATCHES:
+        self._mismatches += 1
+        if self._mismatches == _MAX_MISMATCHES:
             self.discard()
             raise HubError(
                 "a file does not have the sum that the hub lists, however often it is fetched",

@@ -26,7 +26,7 @@ from glmquant.fetched import (
     build_marker,
     build_record,
 )
-from glmquant.hubs.arrival import Arrival, Sums, proof_of
+from glmquant.hubs.arrival import Arrival, Sums, make_folder, proof_of
 from glmquant.hubs.journal import Journal
 from glmquant.hubs.known import Reference
 from glmquant.hubs.listing import Listing
@@ -217,6 +217,10 @@ def fetch(session: Session, plan: FetchPlan) -> Fetched:
         )
         arrived = transfer.run(outputs, session.manner.workers)
         record = _finish(plan, there | arrived)
+        for name in journal.begun() - record.files.keys():  # of another selection or commit
+            part = folder / f"{name}{PART_SUFFIX}"
+            with writing(part):
+                part.unlink(missing_ok=True)
         journal.remove()
         return Fetched(record, max(0, total - begun), linked, plan.wanted.is_partial)
     except Stopped:
@@ -274,6 +278,7 @@ def _take_what_is_there(
                 name, path, sha256 = found
                 target = plan.folder / name
                 if path != target:
+                    make_folder(plan.folder, name)
                     _link(path, target)
                     linked.append(name)
                 stamp = file_stamp(target)
@@ -311,7 +316,6 @@ def _link(path: Path, target: Path) -> None:
     """Make a cache's file appear here: by a hard link, or a copy where it is on another disk."""
     part = target.with_name(target.name + PART_SUFFIX)
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
         try:
             part.hardlink_to(path)

@@ -12,7 +12,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from glmquant.errors import TargetError
@@ -25,7 +25,7 @@ MAX_NBYTES: Final = 200_000_000
 
 
 Parts = dict[tuple[str, str], dict[int, str]]
-"""Name and key of an output → number of a part → xxh3 of its bytes."""
+"""Name and key of an output that was begun → number of a part → xxh3 of its bytes."""
 
 
 def parse_journal(data: bytes) -> tuple[Parts, dict[str, FetchedFile]]:
@@ -41,6 +41,8 @@ def parse_journal(data: bytes) -> tuple[Parts, dict[str, FetchedFile]]:
             elif "part" in fields and part_nbytes == PART_NBYTES:
                 place = str(fields["of"]), str(fields["key"])
                 parts.setdefault(place, {})[int(fields["part"])] = str(fields["xxh3"])
+            elif "begun" in fields:
+                parts.setdefault((str(fields["begun"]), str(fields["key"])), {})
             elif "done" in fields:
                 finished[str(fields["done"])] = fetched_file(fields)
     return parts, finished
@@ -66,9 +68,13 @@ class Journal:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._locked()
-        self._load()
-        self._write(about | {"part_nbytes": PART_NBYTES})
-        sync_folder(self.path.parent)
+        try:
+            self._load()
+            self._write(about | {"part_nbytes": PART_NBYTES})
+            sync_folder(self.path.parent)
+        except BaseException:
+            self.close()
+            raise
 
     def _locked(self) -> int:
         while True:
@@ -105,6 +111,15 @@ class Journal:
     def parts_of(self, output: Output) -> dict[int, str]:
         """Number → xxh3 of the parts that an earlier run has written."""
         return dict(self._parts.get((output.name, output.key), {}))
+
+    def begun(self) -> set[str]:
+        """Names of files that an earlier run has begun."""
+        names = {PurePosixPath(name) for name, _ in self._parts}
+        return {str(name) for name in names if not name.is_absolute() and ".." not in name.parts}
+
+    def note_begun(self, output: Output) -> None:
+        """There is going to be a file for the parts of an output."""
+        self._write({"begun": output.name, "key": output.key})
 
     def note_part(self, output: Output, number: int, xxh3: str) -> None:
         """A part is in the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +37,17 @@ class RemoteFile(NamedTuple):
     nbytes: int
     sha256: str | None
     git_sha1: str | None
+
+    def fault(self, data: bytes) -> tuple[str, str] | None:
+        """The hub's sum and that of the bytes where they differ; None where there is no sum."""
+        if self.sha256:
+            expected, digest = self.sha256, hashlib.sha256(data)
+        elif self.git_sha1:
+            blob = b"blob %d\0" % len(data) + data
+            expected, digest = self.git_sha1, hashlib.sha1(blob, usedforsecurity=False)
+        else:
+            return None
+        return None if digest.hexdigest() == expected else (expected, digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from glmquant.errors import HubError
 from glmquant.hubs.listing import Listing, RemoteFile
 from glmquant.hubs.protocols import Protocol
 from glmquant.hubs.web import Answer, Setback, Web, exact_range, origin_of
@@ -89,6 +90,10 @@ class Objects:
                         del self._addresses[file.path]
                 if setback.is_expired and setback.wait_seconds is None:
                     setback.wait_seconds = 0.0
+            setback.text = f"{file.path}: {setback.text}"  # an address need not show the name
+            raise
+        except HubError as error:
+            error.where = f"{file.path} at {error.where}"
             raise
 
 

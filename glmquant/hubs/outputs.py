@@ -66,14 +66,15 @@ class Output:
                 )
 
 
-def whole_output(file: RemoteFile, header: Header | None) -> Output:
+def whole_output(file: RemoteFile, header: Header | None, commit: str | None) -> Output:
     """A whole copy of a file.
 
     Args:
         file: On the hub.
         header: As it was read there, of a safetensors file.
+        commit: Of the listing: without a sum, another commit's file may have other bytes.
     """
-    key = file.sha256 or file.git_sha1 or f"{file.nbytes} bytes"
+    key = file.sha256 or file.git_sha1 or f"{file.nbytes} bytes of {commit}"
     return Output(file.path, file.nbytes, key, file, header)
 
 

@@ -28,6 +28,7 @@ from glmquant.index import INDEX_SUFFIX, is_shard_name
 from glmquant.reconcile import listing as named
 from glmquant.storage import reading
 from glmquant.tensors import TensorRef
+from glmquant.writer import PART_SUFFIX
 
 WHOLE_SHARE: Final = 0.9
 """Of a file's bytes: where so much is wanted, all of it comes, since a whole file has a sum."""
@@ -135,7 +136,9 @@ def choose_outputs(listing: Listing, model: Model | None, selection: Selection) 
     shards = [path for path in files if is_shard_name(path)]
     if model is None or selection.only == METADATA:
         rest = [path for path in files if not path.endswith(".safetensors")]
-        outputs = [whole_output(files[path], None) for path in match_files(rest, selection)]
+        outputs = [
+            whole_output(files[path], None, listing.commit) for path in match_files(rest, selection)
+        ]
         return Wanted(tuple(outputs), None, 0, 0, is_partial=bool(shards))
     tensors = model.tensors()
     if not selection.by_tensors:
@@ -150,8 +153,8 @@ def choose_outputs(listing: Listing, model: Model | None, selection: Selection) 
     is_partial = len(whole) < len(model.headers)
     if is_partial:
         paths = tuple(path for path in paths if not path.endswith(INDEX_SUFFIX))
-    small = [whole_output(files[path], None) for path in paths if path not in model.headers]
-    outputs = small + [whole_output(files[path], model.headers[path]) for path in sorted(whole)]
+    names = [path for path in paths if path not in model.headers] + sorted(whole)
+    outputs = [whole_output(files[path], model.headers.get(path), listing.commit) for path in names]
     index = {ref.name: ref.file for ref in tensors.values() if ref.file in whole}
     if compact:
         outputs.append(compact_output(compact.values(), files, _key(listing, compact)))
@@ -215,7 +218,9 @@ def look_around(folder: Path, listing: Listing, wanted: Wanted) -> Local:
                 continue
             if nbytes == output.nbytes and _has_sum(output.remote):
                 candidates.append(path)
-            elif seen is None and _has_sum(output.remote):
+            elif seen is None and (
+                _has_sum(output.remote) or (output.name, output.key) not in parts
+            ):
                 raise _in_the_way(path, f"{nbytes} bytes; the hub's file has {output.nbytes}")
         if output.remote is not None:
             candidates += list(cached_copies(caches, output.remote))
@@ -224,7 +229,9 @@ def look_around(folder: Path, listing: Listing, wanted: Wanted) -> Local:
     begun_nbytes = 0
     for output in wanted.outputs:
         there = parts.get((output.name, output.key))
-        if there and output.name not in kept and output.name not in to_check:
+        part = folder / f"{output.name}{PART_SUFFIX}"
+        is_new = output.name not in kept and output.name not in to_check
+        if there and is_new and part.is_file() and part.stat().st_size == output.nbytes:
             begun_nbytes += min(output.nbytes, len(there) * PART_NBYTES)
     return Local(kept, to_check, frozenset(known), begun_nbytes)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from glmquant.description import DESCRIPTION_PREFIX
-from glmquant.errors import ArchitectureError, CheckpointError, GlmquantError
+from glmquant.errors import ArchitectureError, CheckpointError, GlmquantError, HubError
 from glmquant.glm4_moe import (
     ARCHITECTURE,
     CONFIG_FILE,
@@ -40,6 +40,9 @@ from glmquant.tensors import TensorRef
 
 HEAD_NBYTES: Final = 1 << 17
 """Of each shard asked for at first: the header of a MoE layer is about 65 kB."""
+
+_MAX_READS: Final = 3
+"""So often a JSON file or a header is asked for that is not what it has to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,22 @@ def _read_json(file: RemoteFile, objects: Objects, patience: Patience) -> bytes:
             found=f"{file.nbytes} bytes",
             hint="name a repository with a GLM-4.x model: glmquant models",
         )
-    return patience.repeat(lambda: b"".join(objects.read(file, 0, file.nbytes)))
+    reads = 0
+    while True:
+        data = patience.repeat(lambda: b"".join(objects.read(file, 0, file.nbytes)))
+        fault = file.fault(data)
+        if fault is None:
+            return data
+        reads += 1
+        if reads == _MAX_READS:
+            raise HubError(
+                "a file does not have the sum that the hub lists, however often it is fetched",
+                where=file.path,
+                expected=fault[0],
+                found=fault[1],
+                hint="the stored object is broken, or a proxy changes it: try another --hub or "
+                "--endpoint, and tell whoever keeps the repository",
+            )
 
 
 def _read_headers(
@@ -223,17 +241,23 @@ def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterable[Any]) -> Iter
 
 
 def _read_header(file: RemoteFile, objects: Objects, patience: Patience) -> Header:
-    head = patience.repeat(partial(objects.head, file, HEAD_NBYTES))
+    """No sum covers a header: one that cannot be read is asked for until it comes alike twice."""
+    heads: list[bytes] = []
 
     def read(offset: int, nbytes: int) -> bytes:
-        nonlocal head
+        head = heads[-1]
         if offset + nbytes > len(head):
-            rest = patience.repeat(lambda: b"".join(objects.read(file, len(head), offset + nbytes)))
-            head += rest
+            head += patience.repeat(
+                lambda: b"".join(objects.read(file, len(head), offset + nbytes))
+            )
+            heads[-1] = head
         return head[offset : offset + nbytes]
 
-    try:
-        return read_header(file.path, file.nbytes, read)
-    except GlmquantError as error:
-        error.hint = "the stored object is broken: fetch from another --hub or --revision"
-        raise
+    while True:
+        heads.append(patience.repeat(partial(objects.head, file, HEAD_NBYTES)))
+        try:
+            return read_header(file.path, file.nbytes, read)
+        except GlmquantError as error:
+            if heads[-1] in heads[:-1] or len(heads) == _MAX_READS:
+                error.hint = "the stored object is broken: fetch from another --hub or --revision"
+                raise

@@ -140,6 +140,11 @@ class Transfer:
         done = failures = range_faults = object_faults = 0
         try:
             while done < part.nbytes:
+                if arrival.is_stream:  # all that is not there comes in it
+                    arrival.give_back(number)
+                    if sums is not None:
+                        arrival.drop_claim()
+                    return
                 try:
                     begin = part.begin + done
                     for chunk in self._objects.read(part.file, begin, part.begin + part.nbytes):
@@ -152,7 +157,7 @@ class Transfer:
                         done += len(chunk)
                         failures = range_faults = object_faults = 0
                         self._observer.advance(len(chunk))
-                except Setback as setback:  # noqa: PERF203
+                except Setback as setback:
                     failures += 1
                     range_faults += setback.is_range_trouble
                     object_faults += setback.is_about_object
@@ -177,33 +182,53 @@ class Transfer:
         arrival.finish_part(number, digest.hexdigest(), sums)
 
     def _stream(self, arrival: Arrival) -> None:
-        """Fetch a file from its first byte on, in one answer: its server gives no ranges."""
+        """Fetch what a file lacks in one answer, from its first byte on: there are no ranges.
+
+        What is there is never written again, since it may be in the sums; so nobody else writes
+        meanwhile.
+        """
         file = arrival.output.remote
         assert file is not None  # noqa: S101 - compact outputs are refused before
-        furthest = failures = object_faults = 0
         self._observer.warn(f"{file.path}: the server gives no ranges; fetched in one stream")
-        while True:
-            offset, number, digest = 0, 0, xxh3_128()
-            try:
-                for chunk in self._objects.read(file, 0, file.nbytes):
-                    if self._stop.is_set():
-                        raise Stopped
-                    arrival.write(offset, chunk)
-                    for piece in _cut(chunk, offset, arrival.parts):
-                        digest.update(piece)
-                        offset += len(piece)
-                        if offset == arrival.parts[number].offset + arrival.parts[number].nbytes:
-                            arrival.finish_part(number, digest.hexdigest(), None)
-                            number, digest = number + 1, xxh3_128()
-                    if offset > furthest:
-                        self._observer.advance(offset - furthest)
-                        furthest, failures, object_faults = offset, 0, 0
-                return
-            except Setback as setback:
-                failures += 1
-                object_faults += setback.is_about_object
-                _refuse_object(arrival.parts[0], setback, object_faults)
-                self._patience.wait(setback, failures)
+        while (left := arrival.take_rest()) is None:
+            if self._stop.wait(0.05):
+                raise Stopped
+        furthest = failures = object_faults = 0
+        try:
+            while left:
+                offset, digest = 0, xxh3_128()
+                try:
+                    for chunk in self._objects.read(file, 0, file.nbytes):
+                        if self._stop.is_set():
+                            raise Stopped
+                        for number, piece in _cut(chunk, offset, arrival.parts):
+                            if number in left:
+                                arrival.write(offset, piece)
+                                digest.update(piece)
+                                new = offset + len(piece) - max(offset, furthest)
+                                self._observer.advance(max(0, new))
+                            offset += len(piece)
+                            part = arrival.parts[number]
+                            if number in left and offset == part.offset + part.nbytes:
+                                left.remove(number)
+                                if not left:
+                                    arrival.end_stream()
+                                arrival.finish_part(number, digest.hexdigest(), None)
+                                digest = xxh3_128()
+                        if offset > furthest:
+                            furthest, failures, object_faults = offset, 0, 0
+                        if not left:
+                            return
+                except Setback as setback:
+                    failures += 1
+                    object_faults += setback.is_about_object
+                    _refuse_object(arrival.parts[0], setback, object_faults)
+                    self._patience.wait(setback, failures)
+        finally:
+            for number in left:
+                arrival.give_back(number)
+            if left:
+                arrival.end_stream()
 
     def _compare(self, arrival: Arrival, part: Part, digest: str) -> None:
         """Fetch a part that no sum covers once more, where that is asked for."""
@@ -256,14 +281,15 @@ class Transfer:
         self._observer.finish_shard(name, arrival.output.nbytes)
 
 
-def _cut(chunk: bytes, offset: int, parts: tuple[Part, ...]) -> Iterable[memoryview]:
-    """A chunk cut where parts end."""
+def _cut(chunk: bytes, offset: int, parts: tuple[Part, ...]) -> Iterable[tuple[int, memoryview]]:
+    """A chunk cut where parts end, each piece with its part's number."""
     view = memoryview(chunk)
     size = parts[0].nbytes
     done = 0
     while done < len(view):
-        room = size - (offset + done) % size
-        yield view[done : done + room]
+        number, within = divmod(offset + done, size)
+        room = size - within
+        yield number, view[done : done + room]
         done += min(room, len(view) - done)
 
 
