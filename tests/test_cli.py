@@ -15,6 +15,7 @@ import pytest
 from glmquant.cli import main
 from tests.builders import Recorded, build_checkpoint
 from tests.conftest import Ran, folder_bytes
+from tests.hub import Hub
 from tests.test_execute import ENV
 
 Run = Callable[..., Ran]
@@ -34,8 +35,12 @@ def test_the_example_at_the_end_of_each_help_works(
     for name in made.keys() & set(words):
         assert glmquant("w8a8", "GLM-4.6", *made[name]).exit_code == 0
     has_dry_run = any(option.name == "dry_run" for option in main.commands[verb].params)
-    ran = glmquant(*words, *["--dry-run"][: int(has_dry_run)])
-    assert ran.exit_code == 0
+    if verb == "fetch":
+        monkeypatch.chdir(tmp_path / "GLM-4.6" / "assets")  # where no such folder is
+    with Hub({"ZhipuAI/GLM-4.6": tmp_path / "GLM-4.6"}) as hub:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        ran = glmquant(*words, *["--dry-run"][: int(has_dry_run)])
+    assert ran.exit_code == 0, ran.stderr
     assert ran.stdout
 
 
