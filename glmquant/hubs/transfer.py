@@ -12,6 +12,7 @@ from xxhash import xxh3_128
 from glmquant.errors import HubError
 from glmquant.fetched import FetchedFile
 from glmquant.hubs.arrival import Arrival, proof_of
+from glmquant.hubs.lanes import Lanes
 from glmquant.hubs.objects import Objects
 from glmquant.hubs.outputs import Output, Part
 from glmquant.hubs.patience import Patience, Stopped
@@ -57,6 +58,7 @@ class Transfer:
         self._stop = stop
         self._read_twice = read_twice
         self._turn = threading.Condition()
+        self._lanes = Lanes(1)
         self._waiting: list[Output] = []
         self._active: list[Arrival] = []
         self._failure: BaseException | None = None
@@ -76,6 +78,7 @@ class Transfer:
             GlmquantError: What kept one from coming; the others stop, and what came stays.
         """
         self._waiting = list(outputs)[::-1]
+        self._lanes = Lanes(workers)
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         try:
             for thread in threads:
@@ -102,9 +105,13 @@ class Transfer:
         try:
             while (job := self._next()) is not None:
                 arrival, number = job
+                begun = time.monotonic(), time.thread_time()
                 if number is not None:
                     self._fetch(arrival, number)
                 self._settle(arrival)
+                with self._turn:
+                    self._lanes.leave(time.monotonic() - begun[0], time.thread_time() - begun[1])
+                    self._turn.notify()
         except Stopped:
             return
         except BaseException as error:  # noqa: BLE001 - raised again by run()
@@ -118,19 +125,28 @@ class Transfer:
         """The next part to fetch; a file taken up comes with None, since it may be whole."""
         with self._turn:
             while not self._stop.is_set():
-                for arrival in self._active:
-                    number = arrival.take()
-                    if number is not None:
-                        return arrival, number
-                if self._waiting:
-                    arrival = self._open_arrival(self._waiting.pop())
-                    self._active.append(arrival)
-                    if arrival.earlier_nbytes or not arrival.parts:
-                        return arrival, None
-                elif self._active:
-                    self._turn.wait(1.0)
-                else:
-                    return None
+                if self._lanes.is_free:
+                    if (job := self._choose()) is not None:
+                        self._lanes.take()
+                        return job
+                    if not self._active:
+                        return None
+                self._turn.wait(1.0)
+        return None
+
+    def _choose(self) -> tuple[Arrival, int | None] | None:
+        for arrival in self._active:
+            number = arrival.take()
+            if number is not None:
+                return arrival, number
+        while self._waiting:
+            arrival = self._open_arrival(self._waiting.pop())
+            self._active.append(arrival)
+            if arrival.earlier_nbytes or not arrival.parts:
+                return arrival, None
+            number = arrival.take()
+            if number is not None:
+                return arrival, number
         return None
 
     def _fetch(self, arrival: Arrival, number: int) -> None:

@@ -33,9 +33,16 @@ from urllib3.exceptions import (
 from glmquant import __version__
 from glmquant.errors import HubError, UsageError
 from glmquant.hubs.tokens import Token
+from glmquant.hubs.watch import OverdueError, Watch, watched_pools
 
-CHUNK_NBYTES: Final = 1 << 18
-"""So much is taken from a connection at once: it then still lies in the processor's cache."""
+_LEAST_NBYTES: Final = 1 << 14
+_MOST_NBYTES: Final = 1 << 19
+"""So much is taken from a connection at once: little from a slow one, since a cut loses it; much
+from a fast one, since eight threads that take a TLS record each wait for each other."""
+
+_FAST_SECONDS: Final = 0.05
+_SLOW_SECONDS: Final = 0.5
+"""A piece that comes faster is followed by one twice as long, one that comes slower by half."""
 
 MAX_REDIRECTS: Final = 5
 MAX_ANSWER_NBYTES: Final = 64_000_000
@@ -199,11 +206,13 @@ class Web:
             "timeout": urllib3.Timeout(connect=min(_CONNECT_SECONDS, stall_seconds)),
             "ssl_context": _ssl_context(),
         }
-        self._direct = urllib3.PoolManager(**self._settings)
+        self._watch = Watch(stall_seconds)
+        self._direct = self._watched(urllib3.PoolManager(**self._settings))
         self._proxied: dict[str, urllib3.PoolManager] = {}
 
     def close(self) -> None:
         """Give the connections back."""
+        self._watch.close()
         for pool in (self._direct, *self._proxied.values()):
             pool.clear()
 
@@ -289,11 +298,19 @@ class Web:
         """
         url = answer.url
         done, mark, marked_at = 0, 0, time.monotonic()
+        size = _LEAST_NBYTES
         while done < nbytes:
-            with _trouble(url, self.stall_seconds):
-                chunk = answer.raw.read1(min(CHUNK_NBYTES, nbytes - done))
+            begun_at = time.monotonic()
+            count = min(size, nbytes - done)
+            with _trouble(url, self.stall_seconds), self._watch.over(answer.raw.shutdown):
+                chunk = answer.raw.read1(count) if size == _LEAST_NBYTES else answer.raw.read(count)
             if not chunk:
                 raise Setback(f"{shown(url)} ended after {done} of {nbytes} bytes")
+            took = time.monotonic() - begun_at
+            if took > _SLOW_SECONDS:
+                size = max(size // 2, _LEAST_NBYTES)
+            elif took < _FAST_SECONDS and len(chunk) == count:
+                size = min(size * 2, _MOST_NBYTES)
             done += len(chunk)
             yield chunk
             now = time.monotonic()
@@ -391,18 +408,24 @@ class Web:
                     hint="set https_proxy to an HTTP proxy, or no_proxy to the hub's host",
                 )
             login = unquote(parsed.auth) if parsed.auth else None
-            self._proxied[proxy] = urllib3.ProxyManager(
-                parsed._replace(auth=None).url,
-                proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
-                **self._settings,
+            self._proxied[proxy] = self._watched(
+                urllib3.ProxyManager(
+                    parsed._replace(auth=None).url,
+                    proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
+                    **self._settings,
+                )
             )
         return self._proxied[proxy]
+
+    def _watched(self, manager: urllib3.PoolManager) -> urllib3.PoolManager:
+        manager.pool_classes_by_scheme = watched_pools(self._watch)
+        return manager
 
     def _whole(self, answer: Answer) -> bytes:
         data = bytearray()
         deadline = time.monotonic() + 10 * self.stall_seconds
         with _trouble(answer.url, self.stall_seconds):
-            while chunk := answer.raw.read1(CHUNK_NBYTES):
+            while chunk := answer.raw.read1(_LEAST_NBYTES):
                 data += chunk
                 if len(data) > MAX_ANSWER_NBYTES or time.monotonic() > deadline:
                     raise Setback(f"{shown(answer.url)} does not end: {len(data)} bytes so far")
@@ -484,6 +507,8 @@ def _trouble(url: str, stall_seconds: float) -> Iterator[None]:
                 hint="behind a proxy of your company's: SSL_CERT_FILE=its-authority.pem",
             ) from error
         raise Setback(f"{shown(url)}: {_short(error)}") from error
+    except OverdueError as error:
+        raise Setback(f"{shown(url)} hardly gave anything for {stall_seconds:g} s") from error
     except ReadTimeoutError as error:
         raise Setback(f"{shown(url)} gave nothing for {stall_seconds:.0f} s") from error
     except LocationParseError as error:
