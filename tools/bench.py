@@ -14,4 +14,6 @@ TOOLS = Path(__file__).resolve().parent
 with contextlib.redirect_stdout(sys.stderr):
     python = environment("dev") / "python"
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{TOOLS}"
-os.execv(python, [str(python), "-m", "benchmark.command", *sys.argv[1:]])
+words = sys.argv[1:]
+module = "benchmark.downloads" if words[:1] == ["fetch"] else "benchmark.command"
+os.execv(python, [str(python), "-m", module, *words[module == "benchmark.downloads" :]])

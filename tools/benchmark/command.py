@@ -28,7 +28,10 @@ DEFAULT_CONTESTANTS = "cp,cp+sync,glmquant,torch-loop,llm-compressor"
 DEFAULT_KINDS = "many-experts,wide-rows"
 
 
-@click.command(epilog="Example: python tools/bench.py --sizes 0.8,1.6,2.4")
+@click.command(
+    epilog="Downloads: python tools/bench.py fetch --help. "
+    "Example: python tools/bench.py --sizes 0.8,1.6,2.4"
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Counted.")
 @click.option(
     "--contestants",
@@ -185,12 +188,12 @@ def stop(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
+def run_command(command: click.Command) -> None:
     """Run; 130 when interrupted."""
     for number in STOPPING:
         signal.signal(number, stop)
     try:
-        sys.exit(bench(prog_name="tools/bench.py", standalone_mode=False))
+        sys.exit(command(prog_name="tools/bench.py", standalone_mode=False))
     except click.Abort:
         to_stderr("interrupted")
         sys.exit(130)
@@ -200,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(bench)

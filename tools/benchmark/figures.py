@@ -43,7 +43,8 @@ class Summary:
         cpu_seconds: Both; the median of the sums.
         peak_rss_nbytes: Here the highest of all rounds.
         read_nbytes: By read calls.
-        ratios: Wall time over that of ``cp`` in the same round, by round; empty without ``cp``.
+        ratios: Wall time over that of ``cp`` in the same round, by round, or of whom the others are
+            held against; empty where it took no part.
     """
 
     checkpoint: str
@@ -75,11 +76,13 @@ class Fit:
     r_squared: float
 
 
-def summarize(runs: Sequence[Run], checkpoint: str, contestant: str, gigabytes: float) -> Summary:
-    """The medians of one contestant on one checkpoint."""
+def summarize(
+    runs: Sequence[Run], checkpoint: str, contestant: str, gigabytes: float, of: str = "cp"
+) -> Summary:
+    """The medians of one contestant on one checkpoint, and how it compares with another, ``of``."""
     there = [run for run in runs if run.checkpoint == checkpoint]
     usages = {run.round: run.usage for run in there if run.contestant == contestant}
-    copied = {run.round: run.usage for run in there if run.contestant == "cp"}
+    others = {run.round: run.usage for run in there if run.contestant == of}
     own = usages.values()
     return Summary(
         checkpoint=checkpoint,
@@ -92,9 +95,9 @@ def summarize(runs: Sequence[Run], checkpoint: str, contestant: str, gigabytes: 
         peak_rss_nbytes=max(usage.peak_rss_nbytes for usage in own),
         read_nbytes=median(usage.read_nbytes for usage in own),
         ratios=tuple(
-            usage.wall_seconds / copied[number].wall_seconds
+            usage.wall_seconds / others[number].wall_seconds
             for number, usage in usages.items()
-            if number in copied
+            if number in others
         ),
     )
 
