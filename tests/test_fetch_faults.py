@@ -313,6 +313,8 @@ def test_parts_under_way_do_not_disturb_a_file_that_comes_in_one_stream(
                 time.sleep(0.7)  # all of the file has come meanwhile, if nobody waits
         return real(nbytes, wanted)
 
+    assert fetch(hub, tmp_path / "out").exit_code == 0
+    (tmp_path / "out" / path.name).unlink()  # so that all connections are at this file
     monkeypatch.setattr(hub_server, "part_of", part_of)
     ran = fetch(hub, tmp_path / "out")
     assert is_late.is_set() and "gives no ranges" in ran.stderr

@@ -95,6 +95,8 @@ def test_connections_that_wait_for_the_line_are_kept() -> None:
             working.take()
         working.leave(1.0, 0.03)
     assert working.allowed == 8
+    working.leave(0.01, 0.01)
+    assert working.allowed == 8, "too short to tell"
 
 
 def test_where_nobody_is_done_one_more_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:

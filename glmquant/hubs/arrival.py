@@ -154,10 +154,14 @@ class Arrival:
             while done < len(view):
                 done += os.pwrite(self._descriptor, view[done:], offset + done)
 
-    def take(self) -> int | None:
-        """The number of a part to be fetched, or None."""
+    def take(self, *, is_alone: bool) -> int | None:
+        """The number of a part to be fetched, or None.
+
+        Args:
+            is_alone: Only where no other part of the file is being fetched.
+        """
         with self.lock:
-            if self.is_stream:
+            if self.is_stream or (is_alone and Place.RUNNING in self.places):
                 return None
             for number in range(self._next, len(self.places)):
                 if self.places[number] is Place.PENDING:
@@ -203,7 +207,7 @@ class Arrival:
             return self._sums.copy()
 
     def finish_part(self, number: int, xxh3: str, sums: Sums | None) -> None:
-        """A part is in the file.
+        """A part is in the file; the disk begins to write it, so that the end need not wait.
 
         Args:
             number: Which.
@@ -215,6 +219,8 @@ class Arrival:
             self.places[number] = Place.DONE
             if sums is not None:
                 self._sums, self._next, self._is_summing = sums, number + 1, False
+        part = self.parts[number]
+        os.posix_fadvise(self._descriptor, part.offset, part.nbytes, os.POSIX_FADV_DONTNEED)
         self._journal.note_part(self.output, number, xxh3)
 
     def drop_claim(self) -> None:
@@ -336,13 +342,14 @@ class Arrival:
             self.discard()
             raise
         if found != planned:
-            self.discard()
+            if proof_of(self.output) not in (Proof.SHA256, Proof.GIT_SHA1):
+                self.discard()  # else it is the header of the plan that came damaged
             raise HubError(
                 "a file came with another header than the hub gave before",
                 where=self.output.name,
                 expected="the header that the plan was made by",
                 found=f"{len(found.tensors)} tensors, laid out otherwise",
-                hint="the repository changed meanwhile: run the command again",
+                hint="run the same command again: it makes the plan anew, and keeps what is right",
             )
 
     def commit(self, proof: Proof) -> FetchedFile:

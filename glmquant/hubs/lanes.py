@@ -6,6 +6,9 @@ import time
 from typing import Final
 
 _LEAST: Final = 2
+_FIRST: Final = 4
+"""So many begin; the others join within seconds where there is something for them to do."""
+
 _TOO_BUSY: Final = 0.8
 _IDLE: Final = 0.5
 """Processors in use by all lanes together. Python deciphers on about one, however many threads
@@ -28,7 +31,7 @@ class Lanes:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.allowed = most
+        self.allowed = min(most, _FIRST)
         """So many may work at the same time."""
         self._taken = 0
         self._changed_at = time.monotonic()

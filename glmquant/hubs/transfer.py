@@ -135,18 +135,17 @@ class Transfer:
         return None
 
     def _choose(self) -> tuple[Arrival, int | None] | None:
-        for arrival in self._active:
-            number = arrival.take()
-            if number is not None:
-                return arrival, number
-        while self._waiting:
-            arrival = self._open_arrival(self._waiting.pop())
-            self._active.append(arrival)
-            if arrival.earlier_nbytes or not arrival.parts:
-                return arrival, None
-            number = arrival.take()
-            if number is not None:
-                return arrival, number
+        """A part of a file that nobody is at, so that it is summed as it comes; else of any."""
+        for is_alone in (True, False):
+            for arrival in self._active:
+                number = arrival.take(is_alone=is_alone)
+                if number is not None:
+                    return arrival, number
+            if self._waiting:
+                arrival = self._open_arrival(self._waiting.pop())
+                self._active.append(arrival)
+                is_fresh = arrival.parts and not arrival.earlier_nbytes
+                return arrival, arrival.take(is_alone=True) if is_fresh else None
         return None
 
     def _fetch(self, arrival: Arrival, number: int) -> None:
