@@ -171,6 +171,12 @@ def looks_like_a_model(folder: Path) -> bool:
     return "architectures" in config or "model_type" in config
 
 
+def is_read_whole(name: str) -> bool:
+    """Whether ``survey`` reads all of a file: its JSON, not the tokenizer's."""
+    is_description = name.startswith(DESCRIPTION_PREFIX) and name.endswith(".json")
+    return name in _OBJECTS or is_description or name.endswith(INDEX_SUFFIX)
+
+
 def survey(source: FolderSource) -> Survey:
     """Read what the folder tells: JSON, safetensors headers and the heads of GGUF files.
 
@@ -217,10 +223,10 @@ def survey(source: FolderSource) -> Survey:
 
     for name, nbytes in files.items():
         is_weight = is_shard_name(name) or name.endswith(".gguf")
-        if name in _OBJECTS or (name.startswith(DESCRIPTION_PREFIX) and name.endswith(".json")):
-            attempt(name, partial(read_object, name))
-        elif name.endswith(INDEX_SUFFIX):
+        if name.endswith(INDEX_SUFFIX):
             attempt(name, partial(read_index, name))
+        elif is_read_whole(name):
+            attempt(name, partial(read_object, name))
         elif name.endswith(UNFINISHED):
             rest = "a run" if is_unfinished_run else "a download"
             findings.append(Finding(name, f"the rest of {rest} that did not end"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +32,8 @@ MOST_LINES = 12
 def inspect(ctx: click.Context, folder: str | None, as_json: bool) -> None:
     """Say what DIR holds: model, release, format, tool, roles, MTP layer, and what is missing.
 
+    DIR is a folder, or a model on a hub: a name that `glmquant models` lists, or hub:owner/name.
+
     Any format is named, quantized ones by the tool that made them. Headers and JSON are read, no
     weights. A broken file is listed, and the rest still told.
 
@@ -39,23 +42,27 @@ def inspect(ctx: click.Context, folder: str | None, as_json: bool) -> None:
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.folders import choose_folder, short_path
     from glmquant.cli.progress import emit
+    from glmquant.cli.remote import headers_of
     from glmquant.identify import identify
     from glmquant.inventory import take_inventory
     from glmquant.source import FolderSource
     from glmquant.survey import survey
 
-    path = choose_folder(folder, "inspect")
-    source = FolderSource(path)
-    found = survey(source)
-    try:
-        identity = identify(found)
-    except CheckpointError as error:
-        error.where = short_path(path)
-        raise
-    stock = take_inventory(found)
-    step = _next_step(source, short_path(path), found, identity, stock)
+    with headers_of(folder, partial(choose_folder, verb="inspect"), as_json=as_json) as named:
+        source = FolderSource(named.folder)
+        found = survey(source)
+        try:
+            identity = identify(found)
+        except CheckpointError as error:
+            error.where = short_path(named.shown)
+            raise
+        stock = take_inventory(found)
+        step = named.fetch_command or _next_step(
+            source, short_path(named.shown), found, identity, stock
+        )
     if as_json:
-        emit("inspect", folder=str(path), **report(found, identity, stock), next=step)
+        shown = named.reference.text if named.reference else str(named.shown)
+        emit("inspect", folder=shown, **report(found, identity, stock), next=step)
         return
     click.echo(f"{found.name}: {_headline(found, identity, stock)}")
     _echo_tables(found, stock)

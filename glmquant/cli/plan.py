@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from glmquant.cli.options import (
@@ -56,6 +58,9 @@ def plan(
 ) -> None:
     """Say what `w8a8` would make of SOURCE, from its headers and config.json alone.
 
+    SOURCE is a folder, or a model on a hub: a name that `glmquant models` lists, or
+    hub:owner/name, of which nothing else is read.
+
     Every file with its length, what becomes of which layer, the time, disk and memory of the run,
     and the room for KV cache on an Atlas 800 A2 or A3. `w8a8 --dry-run` says the same.
 
@@ -64,26 +69,21 @@ def plan(
     ctx.meta["glmquant.json"] = as_json
     from glmquant.checkpoint import open_checkpoint
     from glmquant.cli.folders import choose_source, default_target
+    from glmquant.cli.forecast import show, warn
+    from glmquant.cli.remote import headers_of
+    from glmquant.forecast import forecast
     from glmquant.plan import make_plan
     from glmquant.recipe import default_recipe, load_recipe
     from glmquant.source import FolderSource
 
-    source_dir = choose_source(source, verb="plan")
     recipe = load_recipe(recipe_name) if recipe_name else default_recipe()
-    checkpoint = open_checkpoint(FolderSource(source_dir))
-    made = make_plan(checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config)
-
-    from glmquant.cli.forecast import show, warn
-    from glmquant.forecast import forecast
-
-    target_dir = default_target(source_dir, recipe.name, add_mtp)
-    told = forecast(made, checkpoint, workers=workers, machine=machine, context=context)
-    show(
-        told,
-        source_dir,
-        target_dir,
-        w8a8_command(ctx, source_dir),
-        as_json=as_json,
-        all_files=all_files,
-    )
-    warn(made, source_dir, target_dir, overwrite=False, as_json=as_json)
+    with headers_of(source, partial(choose_source, verb="plan"), as_json=as_json) as named:
+        checkpoint = open_checkpoint(FolderSource(named.folder))
+        made = make_plan(checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config)
+        told = forecast(made, checkpoint, workers=workers, machine=machine, context=context)
+    target_dir = default_target(named.shown, recipe.name, add_mtp)
+    command = w8a8_command(ctx, named.shown)
+    if named.reference:
+        command = f"{named.fetch_command} && {command}"
+    show(told, named.shown, target_dir, command, as_json=as_json, all_files=all_files)
+    warn(made, named.shown, target_dir, overwrite=False, as_json=as_json)

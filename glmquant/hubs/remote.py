@@ -102,7 +102,7 @@ def read_model(
             hint="glmquant models lists those that are known",
         )
     indexes = [name for name in files if name.endswith(INDEX_SUFFIX) and "/" not in name]
-    data = {name: _read_json(files[name], objects, patience) for name in (CONFIG_FILE, *indexes)}
+    data = {name: read_small(files[name], objects, patience) for name in (CONFIG_FILE, *indexes)}
     config = parse_object(data[CONFIG_FILE], f"{where}: {CONFIG_FILE}")
     _require_architecture(config, where)
     shard_names = sorted(name for name in files if is_shard_name(name))
@@ -179,7 +179,13 @@ def _require_architecture(config: dict[str, Any], where: str) -> None:
     )
 
 
-def _read_json(file: RemoteFile, objects: Objects, patience: Patience) -> bytes:
+def read_small(file: RemoteFile, objects: Objects, patience: Patience) -> bytes:
+    """A JSON file, held against the hub's sum.
+
+    Raises:
+        CheckpointError: It is too long to be one.
+        HubError: It cannot be read, or never has its sum.
+    """
     if file.nbytes > MAX_JSON_NBYTES:
         raise CheckpointError(
             "a JSON file of the repository is too long",

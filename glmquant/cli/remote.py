@@ -1,0 +1,79 @@
+"""A model that is named on the command line: a folder here, or a repository on a hub."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from glmquant.hubs.known import Reference
+
+WORKERS = 8
+RETRIES = 20
+STALL_SECONDS = 60.0
+
+
+class Named(NamedTuple):
+    """What was named.
+
+    Attributes:
+        folder: Where its headers and JSON can be read.
+        shown: What a user calls that folder: where it would be fetched to, for a hub's.
+        reference: The repository; None for a folder here.
+    """
+
+    folder: Path
+    shown: Path
+    reference: Reference | None
+
+    @property
+    def fetch_command(self) -> str:
+        """What brings a hub's model here."""
+        return shlex.join(["glmquant", "fetch", self.reference.text]) if self.reference else ""
+
+
+@contextmanager
+def headers_of(
+    named: str | None, choose: Callable[[str | None], Path], *, as_json: bool
+) -> Iterator[Named]:
+    """A folder with the headers and JSON of what was named; of a hub's model they alone are read.
+
+    Args:
+        named: A path, an alias, ``hub:owner/name``, or None.
+        choose: Gives the folder for a path or None.
+        as_json: Progress goes to stdout as events.
+
+    Raises:
+        HubError: The hub cannot be asked.
+        UsageError: What ``choose`` raises, or the name of a model that is not known.
+    """
+    reference = _reference(named)
+    if reference is None:
+        folder = choose(named)
+        yield Named(folder, folder, None)
+        return
+    from glmquant.cli.progress import progress
+    from glmquant.hubs.fetch import Manner, opened
+    from glmquant.hubs.outline import outlined
+
+    manner = Manner(WORKERS, RETRIES, STALL_SECONDS)
+    with (
+        progress(as_json) as observer,
+        opened(reference, manner, observer) as session,
+        outlined(session) as folder,
+    ):
+        yield Named(folder, Path(reference.folder), reference)
+
+
+def _reference(named: str | None) -> Reference | None:
+    """The repository that is meant; None where it is no alias and no ``hub:owner/name``."""
+    if named is None or os.path.lexists(named):
+        return None
+    from glmquant.hubs.known import MODELS, find_model
+
+    is_alias = named.lower() in {each.alias for each in MODELS}
+    return find_model(named) if is_alias or ":" in named else None
