@@ -88,3 +88,24 @@ class writing(_Guard):  # noqa: N801
             found=found,
             hint="check the folder's mode, ulimit -f and the disk, then run the same command again",
         )
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """The folders above a name, none of them a link that leads out.
+
+    Raises:
+        StorageError: One cannot be made, or is something else.
+    """
+    place = folder
+    for part in Path(name).parent.parts:
+        place /= part
+        if place.is_symlink():
+            raise StorageError(
+                "a folder is a link, and may lead elsewhere",
+                where=str(place),
+                expected="a folder",
+                found=f"a link to {place.readlink()}",
+                hint="remove the link, or fetch into another folder",
+            )
+        with writing(place):
+            place.mkdir(exist_ok=True)

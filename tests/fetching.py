@@ -101,8 +101,9 @@ def random_faults(seed: int, repo: Path) -> list[Fault]:
     faults = []
     for _ in range(draw.randint(2, 6)):
         kind = draw.choice(
-            ["cut", "hang", "flip", "status", "html", "gzip", "norange", "wrongrange", "empty",
-             "short", "expire", "redirect", "loop", "door", "delay", "slow", "api", "api-cut"]
+            ["cut", "hang", "flip", "status", "html", "gzip", "norange", "wrongrange", "bare",
+             "empty", "short", "expire", "redirect", "loop", "door", "delay", "slow", "api",
+             "api-cut"]
         )  # fmt: skip
         name, data = draw.choice(shards if draw.random() < 0.8 else files)
         at = draw.randrange(len(data)) if kind in ("flip", "short") and data else 0

@@ -34,9 +34,10 @@ class Fault:
     the connection stays. ``flip``: the byte at ``at`` of the file is inverted. ``slow``: ``bps``.
     ``delay``: ``seconds`` before the answer. ``status``: an error with ``headers``. ``html``: 200
     with a login page. ``gzip``: 200 with the file gzipped. ``norange``: 200 with all of it.
-    ``wrongrange``: 206 with a range 16 bytes beside. ``empty``: a body of no bytes. ``short``: the
-    stored object has only its first ``at`` bytes. A cut, hang or flip waits for a body that reaches
-    ``at``; norange and wrongrange for a request with Range.
+    ``wrongrange``: 206 with a range 16 bytes beside. ``bare``: 206 without a Content-Range.
+    ``empty``: a body of no bytes. ``short``: the stored object has only its first ``at`` bytes. A
+    cut, hang or flip waits for a body that reaches ``at``; norange, wrongrange and bare for a
+    request with Range.
 
     Kinds of the CDN only: ``expire``: signatures issued so far end after ``seconds``. ``redirect``:
     302 to a third host, which serves the bytes. ``loop``: 302 to the same URL.

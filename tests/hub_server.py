@@ -252,6 +252,9 @@ class Handler(BaseHTTPRequestHandler):
         if part.status == 206 and self.take(entry.path, "wrongrange"):
             part = beside(part, nbytes)
             notes.append("wrongrange")
+        if part.status == 206 and self.take(entry.path, "bare"):
+            part.headers = {}
+            notes.append("bare")
         if part.status == 416:
             self.asked(416, entry.path)
             self.begin_answer(416, {**part.headers, "Content-Length": "0"})

@@ -23,7 +23,7 @@ from tests.builders import read_shards
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
-from benchmark import contestants, figures, report  # noqa: E402
+from benchmark import contestants, downloads, figures, report  # noqa: E402
 from benchmark.checkpoints import KINDS, design, expected_int8  # noqa: E402
 from benchmark.command import bench, command_line  # noqa: E402
 from benchmark.measure import CommandError, Usage, is_running, measure  # noqa: E402
@@ -282,3 +282,36 @@ def test_turns_are_taken() -> None:
 def test_the_command_is_shown_without_the_names_of_folders() -> None:
     words = ["--folder", "/data/mine", "--rounds", "2", "--json=/data/rounds.json"]
     assert command_line(words) == "python tools/bench.py --folder … --rounds 2 --json=…"
+
+
+@pytest.mark.hubs
+def test_downloads_are_measured_against_the_sdk_and_curl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = os.environ.get("GLMQUANT_HUBS_PYTHON")
+    if python is None or shutil.which("curl") is None:
+        pytest.skip("`tools/check hubs` makes the environment of the SDK; curl is the system's")
+    monkeypatch.setattr(downloads, "hubs_python", lambda: Path(python))
+    words = ("--kind", "tiny", "--size", "0.0001", "--rounds", "1", "--folder", str(tmp_path))
+    result = CliRunner().invoke(downloads.bench_fetch, words)
+    assert result.exit_code == 0, result.output
+    rows = [line.split("|")[1].strip() for line in result.stdout.splitlines() if "MB |" in line]
+    assert rows == 2 * list(downloads.DOWNLOADERS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_is_not_the_source_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar = downloads.Downloader(
+        "liar",
+        lambda of, target, _: ["sh", "-c", 'cp -r "$0" "$1"; echo >> "$1/config.json"', of.folder,
+                               target],
+        lambda: "1",
+    )  # fmt: skip
+    monkeypatch.setattr(downloads, "DOWNLOADERS", {"liar": liar})
+    monkeypatch.setattr(downloads, "hubs_python", lambda: Path(sys.executable))
+    words = ("--kind", "tiny", "--size", "0.0001", "--rounds", "1", "--folder", str(tmp_path))
+    result = CliRunner().invoke(downloads.bench_fetch, words)
+    assert (result.exit_code, "other bytes than the hub's" in result.output) == (1, True)
+    assert "config.json" in result.output

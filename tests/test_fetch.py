@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def test_a_file_that_the_disk_has_changed_is_found_and_fetched_again(
     ran = run_glmquant("fetch", "--check", folder)
     assert ran.exit_code == 1
     assert "error: mtp.safetensors: the file has another SHA-256" in ran.stdout
-    assert f"next: glmquant fetch {MODELSCOPE} {folder}" in ran.stdout
+    assert f"next: rm -- {shard} && glmquant fetch {MODELSCOPE} {folder}" in ran.stdout
     assert fetch(MODELSCOPE, folder).exit_code == 0
     assert plain_files(folder) == plain_files(nano.folder)
     (folder / "LICENSE").unlink()
@@ -457,3 +458,37 @@ def test_files_of_many_parts_come_whole(
             name: (dtype, list(shape), data) for name, (dtype, shape, data) in nano.tensors.items()
         }.items()
     )
+
+
+def test_what_the_disk_flipped_comes_again_by_the_command_that_check_tells(
+    fetch: Fetch, nano: Recorded, tmp_path: Path
+) -> None:
+    folder = tmp_path / "to"
+    assert fetch(MODELSCOPE, folder, "--exclude", "LICENSE*").exit_code == 0
+    path = next(folder.glob("model-00002*.safetensors"))
+    stamp, data = path.stat(), bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    told = run_glmquant("fetch", "--check", folder, "--json").events[-1]["next"]
+    assert run_glmquant("fetch", "--check", folder).stdout.splitlines()[-1] == f"next: {told}"
+    remove, again = (shlex.split(each) for each in told.split(" && "))
+    assert remove == ["rm", "--", str(path)]
+    assert again[:2] == ["glmquant", "fetch"] and "--revision" not in again
+    path.unlink()
+    assert fetch(*again[2:]).exit_code == 0
+    assert path.read_bytes() == (nano.folder / path.name).read_bytes()
+    assert run_glmquant("fetch", "--check", folder).exit_code == 0
+
+
+def test_a_state_that_is_no_state_of_ours_is_refused(fetch: Fetch, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".glmquant").symlink_to(tmp_path / "elsewhere")
+    ran = fetch(MODELSCOPE, tmp_path / "linked")
+    assert (ran.exit_code, "a folder is a link" in ran.stderr) == (1, True)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "piped" / ".glmquant").mkdir(parents=True)
+    os.mkfifo(tmp_path / "piped" / ".glmquant" / "fetch.jsonl")
+    ran = fetch(MODELSCOPE, tmp_path / "piped")
+    assert (ran.exit_code, "in the way of the fetch's journal" in ran.stderr) == (1, True)

@@ -146,7 +146,7 @@ PASSING = [
     Fault("flip", "vocabulary.txt", 1, at=9000),
     Fault("flip", "config.json", 1, at=40),
     Fault("flip", "index.json", 1, at=400),
-    *(Fault(kind, SHARD, times) for kind in ("norange", "wrongrange") for times in (1, 3)),
+    *(Fault(kind, SHARD, times) for kind in ("norange", "wrongrange", "bare") for times in (1, 3)),
     *(Fault("status", SHARD, 3, status=status) for status in (401, 403, 404, 410, 500, 502, 503)),
     Fault("status", SHARD, 2, status=429, headers={"Retry-After": "0.1"}),
     Fault("status", SHARD, 2, status=503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),

@@ -13,9 +13,12 @@ from glmquant.cli.options import json_option
 from glmquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from glmquant.hubs.check import Fault
+    from glmquant.hubs.check import Checked, Fault
     from glmquant.hubs.fetch import Fetched
     from glmquant.hubs.prospect import FetchPlan
+
+USUAL_REVISIONS = ("master", "main")
+"""The hubs' own branches, which need no --revision."""
 
 SLOW_LINES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
 """What a time is told for where no fetch has measured the line yet."""
@@ -165,6 +168,7 @@ def _check(
     with progress(as_json) as observer:
         found = check_folder(Path(named), min(workers, 4), observer)
     record = found.record
+    step = _mending(Path(named), found) if found.faults else None
     if as_json:
         emit(
             "check",
@@ -180,6 +184,7 @@ def _check(
             faults=[_fields(fault) for fault in found.faults],
             strangers=list(found.strangers),
             verdict="findings" if found.faults else "clean",
+            next=step,
         )
     else:
         for fault in found.faults:
@@ -196,16 +201,31 @@ def _check(
         rows += [[proof, str(len(each)), nbytes_text(sum(each))] for proof, each in proofs.items()]
         echo_table(rows, left=1)
         click.echo(
-            f"verdict: {len(found.faults)} faults; {short_path(Path(named))} is "
-            f"{'not ' if found.faults else ''}what was fetched from {record.hub}:"
+            f"verdict: {len(found.faults)} fault{'s' * (len(found.faults) != 1)}; "
+            f"{short_path(Path(named))} is {'not ' if found.faults else ''}what was fetched from "
+            f"{record.hub}:"
             f"{record.repository}, revision {record.revision} ({record.selection})"
         )
-        if found.faults:
-            words = ["glmquant", "fetch", f"{record.hub}:{record.repository}", named]
-            more = f" {record.selection}" if record.selection != "all" else ""
-            click.echo(f"next: {shlex.join(words)}{more}")
+        if step:
+            click.echo(f"next: {step}")
     if found.faults:
         ctx.exit(1)
+
+
+def _mending(folder: Path, found: Checked) -> str:
+    """The command that fetches again what is damaged.
+
+    A damaged file is removed first: where it has length and time of the right one, as after a flip
+    on the disk, fetch believes it.
+    """
+    record = found.record
+    damaged = [path for fault in found.faults if (path := folder / fault.file).is_file()
+               and fault.file in record.files]  # fmt: skip
+    words = ["glmquant", "fetch", f"{record.hub}:{record.repository}", str(folder)]
+    words += ["--revision", record.revision] * (record.revision not in USUAL_REVISIONS)
+    words += shlex.split(record.selection) if record.selection != "all" else []
+    removal = shlex.join(["rm", "--", *map(str, damaged)]) + " && " if damaged else ""
+    return removal + shlex.join(words)
 
 
 def _fields(fault: Fault) -> dict[str, str]:

@@ -18,7 +18,7 @@ from glmquant.fetched import FetchedFile, Proof
 from glmquant.header import read_header
 from glmquant.hubs.journal import Journal
 from glmquant.hubs.outputs import Output, Part
-from glmquant.storage import reading, writing
+from glmquant.storage import make_folder, reading, writing
 from glmquant.writer import PART_SUFFIX, sync_folder
 
 _READ_NBYTES: Final = 1 << 20
@@ -379,24 +379,3 @@ class Arrival:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def make_folder(folder: Path, name: str) -> None:
-    """The folders above a name, none of them a link that leads out.
-
-    Raises:
-        StorageError: One cannot be made, or is something else.
-    """
-    place = folder
-    for part in Path(name).parent.parts:
-        place /= part
-        if place.is_symlink():
-            raise StorageError(
-                "a folder is a link, and may lead elsewhere",
-                where=str(place),
-                expected="a folder",
-                found=f"a link to {place.readlink()}",
-                hint="remove the link, or fetch into another folder",
-            )
-        with writing(place):
-            place.mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ from glmquant.fetched import (
     build_marker,
     build_record,
 )
-from glmquant.hubs.arrival import Arrival, Sums, make_folder, proof_of
+from glmquant.hubs.arrival import Arrival, Sums, proof_of
 from glmquant.hubs.journal import Journal
 from glmquant.hubs.known import Reference
 from glmquant.hubs.listing import Listing
@@ -48,7 +48,7 @@ from glmquant.hubs.web import Web, check_endpoint
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.observer import Observer
 from glmquant.source import file_stamp
-from glmquant.storage import free_nbytes, reading, writing
+from glmquant.storage import free_nbytes, make_folder, reading, writing
 from glmquant.writer import PART_SUFFIX, sync_folder, write_file
 
 _READ_NBYTES: Final = 1 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import threading
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from typing import Any, Final
 from glmquant.errors import TargetError
 from glmquant.fetched import JOURNAL_FILE, FetchedFile, fetched_file
 from glmquant.hubs.outputs import PART_NBYTES, Output
-from glmquant.storage import reading, writing
+from glmquant.storage import make_folder, reading, writing
 from glmquant.writer import sync_folder
 
 MAX_NBYTES: Final = 200_000_000
@@ -65,8 +66,16 @@ class Journal:
         self._lock = threading.Lock()
         self._parts: Parts = {}
         self.finished: dict[str, FetchedFile] = {}
+        make_folder(folder, JOURNAL_FILE)
+        if os.path.lexists(self.path) and not stat.S_ISREG(self.path.lstat().st_mode):
+            raise TargetError(
+                "something is in the way of the fetch's journal",
+                where=str(self.path),
+                expected="nothing, or a file",
+                found="something that is no file",
+                hint="move it away, or fetch into another folder",
+            )
         with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._locked()
         try:
             self._load()

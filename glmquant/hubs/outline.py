@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from glmquant.header import MAX_HEADER_NBYTES
-from glmquant.hubs.arrival import make_folder
 from glmquant.hubs.fetch import Session
 from glmquant.hubs.listing import Listing, RemoteFile
 from glmquant.hubs.objects import Objects
@@ -22,7 +21,7 @@ from glmquant.hubs.patience import Stopped
 from glmquant.hubs.remote import HEAD_NBYTES, read_small
 from glmquant.index import is_shard_name
 from glmquant.jsontext import MAX_JSON_NBYTES
-from glmquant.storage import writing
+from glmquant.storage import make_folder, writing
 from glmquant.survey import is_read_whole
 
 _LENGTH_NBYTES: Final = 8

@@ -283,9 +283,11 @@ def _remembered(folder: Path) -> tuple[Record | None, Parts, dict[str, FetchedFi
     """
     record, journal = None, b""
     with suppress(OSError, JsonError):
-        record = parse_record((folder / RECORD_FILE).read_bytes(), RECORD_FILE)
+        if (folder / RECORD_FILE).is_file():  # a pipe would wait for ever
+            record = parse_record((folder / RECORD_FILE).read_bytes(), RECORD_FILE)
     with suppress(OSError):
-        journal = (folder / JOURNAL_FILE).read_bytes()
+        if (folder / JOURNAL_FILE).is_file():
+            journal = (folder / JOURNAL_FILE).read_bytes()
     return record, *parse_journal(journal)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -57,7 +58,7 @@ class Selection:
     @property
     def text(self) -> str:
         """For records and people."""
-        return " ".join(self.words) or "all"
+        return shlex.join(self.words) or "all"
 
 
 def parse_selection(

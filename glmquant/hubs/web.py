@@ -452,6 +452,10 @@ def exact_range(answer: Answer, begin: int, end: int, total: int) -> None:
     packed = answer.headers.get("Content-Encoding", "identity")
     if packed != "identity":
         raise Setback(f"the server packed the body: {packed}", is_range_trouble=True)
+    if not found:
+        raise Setback(
+            "a part came that does not say which: no Content-Range", is_range_trouble=True
+        )
     if found.endswith((f"/{total}", "/*")):
         if found.partition("/")[0] != f"bytes {begin}-{end - 1}":
             raise Setback(
@@ -459,8 +463,7 @@ def exact_range(answer: Answer, begin: int, end: int, total: int) -> None:
             )
     else:
         raise Setback(
-            f"the stored object is not as long as the hub lists: {found or 'no Content-Range'}, "
-            f"listed {total}",
+            f"the stored object is not as long as the hub lists: {found}, listed {total}",
             is_expired=True,
             is_about_object=True,
         )
