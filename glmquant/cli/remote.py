@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from glmquant.hubs.known import Reference
 
 WORKERS = 8
-RETRIES = 20
+RETRIES = 6
 STALL_SECONDS = 60.0
 
 
