@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from glmquant.errors import UsageError
 
 if TYPE_CHECKING:
     from glmquant.graft.prospect import Graft
+    from glmquant.hubs.known import Reference
 
 
 @click.command(
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     "--from",
     "source",
     metavar="SOURCE",
-    help="The BF16 folder that DIR was made of, or what fetch --only mtp takes of it.",
+    help="The BF16 folder that DIR was made of, what fetch --only mtp takes of it, or its name on "
+    "a hub, as glm-4.6: the bytes that are needed are then fetched.",
 )
 @click.option("--source", "alias", hidden=True, help="As verify calls it.")
 @click.option(
@@ -69,7 +72,8 @@ def add_mtp(
     layer.
 
     Checkpoints of glmquant and of msModelSlim (v0, v1, Hugging Face names) are taken. Only what is
-    missing is read of SOURCE. Whether DIR was made of it is told by shapes and values.
+    missing is read of SOURCE, a folder or a model on a hub. Whether DIR was made of it is told by
+    shapes and values.
 
     The same command goes on where an interrupted one stopped; DIR loads at any moment, as before
     or as after. Files that fewer may read than the others are opened to the readers of the others.
@@ -92,13 +96,18 @@ def add_mtp(
     words = typed_words(source, output, replace_mtp, undo, forget, dry_run)
     _require_sense(folder, source, words, undo=undo, forget=forget)
     from glmquant.cli.folders import choose_quantized, choose_source
+    from glmquant.cli.remote import hub_reference
 
     path = Path(folder) if folder and _is_between_names(folder) else None
     path = path or choose_quantized(folder, "add-mtp", words)
     if undo or forget:
         _end(path, undo=undo, as_json=as_json)
         return
-    _graft(path, choose_source(source, "add-mtp"), output, replace_mtp, dry_run, as_json)
+    reference = hub_reference(source)
+    if reference is None:
+        _graft(path, choose_source(source, "add-mtp"), output, replace_mtp, dry_run, as_json)
+    else:
+        _graft_from_hub(path, reference, output, replace_mtp, dry_run, as_json)
 
 
 def _end(path: Path, *, undo: bool, as_json: bool) -> None:
@@ -123,6 +132,34 @@ def _end(path: Path, *, undo: bool, as_json: bool) -> None:
     click.echo(f"next: {step}")
 
 
+def _graft_from_hub(
+    path: Path,
+    reference: Reference,
+    output: Path | None,
+    replace_mtp: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from glmquant.cli.grafted import shown_path
+    from glmquant.cli.hub_donor import echo_reading, fetched_donor, has_all
+    from glmquant.cli.progress import emit
+    from glmquant.graft.request import command
+
+    if output is None and not replace_mtp and path.is_dir() and has_all(path):
+        step = command("verify", shown_path(path))
+        if as_json:
+            emit(
+                "done", folder=str(path), already_done=True, tensors=0, written_nbytes=0, next=step
+            )
+        else:
+            click.echo(f"{shown_path(path)}: nothing is missing\nnext: {step}")
+    elif dry_run:
+        echo_reading(path, reference, as_json=as_json)
+    else:
+        with fetched_donor(path, reference, as_json=as_json) as source:
+            _graft(path, source, output, replace_mtp, False, as_json, called=reference.text)
+
+
 def _graft(
     path: Path,
     source: Path,
@@ -130,6 +167,8 @@ def _graft(
     replace_mtp: bool,
     dry_run: bool,
     as_json: bool,
+    *,
+    called: str | None = None,
 ) -> None:
     from glmquant.cli.grafted import (
         changes,
@@ -162,7 +201,10 @@ def _graft(
         )
     if dry_run:
         return
-    step = command("verify", shown_path(graft.target_dir), "--source", shown_path(source))
+    against: list[str | Path] = ["--source", shown_path(source)] if called is None else []
+    step = command("verify", shown_path(graft.target_dir), *against)
+    if called is not None:  # the folder that was read goes in a moment
+        graft = replace(graft, request=replace(graft.request, source=Path(called)))
     if as_json:
         backup = backup_of(graft.target_dir)
         emit(

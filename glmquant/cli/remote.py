@@ -51,7 +51,7 @@ def headers_of(
         HubError: The hub cannot be asked.
         UsageError: What ``choose`` raises, or the name of a model that is not known.
     """
-    reference = _reference(named)
+    reference = hub_reference(named)
     if reference is None:
         folder = choose(named)
         yield Named(folder, folder, None)
@@ -69,7 +69,7 @@ def headers_of(
         yield Named(folder, Path(reference.folder), reference)
 
 
-def _reference(named: str | None) -> Reference | None:
+def hub_reference(named: str | None) -> Reference | None:
     """The repository that is meant; None where it is no alias and no ``hub:owner/name``."""
     if named is None or os.path.lexists(named):
         return None

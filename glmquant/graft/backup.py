@@ -45,6 +45,11 @@ class Siblings:
         return self._beside("aside")
 
     @property
+    def source(self) -> Path:
+        """What was fetched of a hub's model to be grafted."""
+        return self._beside("source")
+
+    @property
     def trash(self) -> Path:
         """What is being removed."""
         return self._beside("trash")
