@@ -118,6 +118,25 @@ def test_a_graft_that_is_refused_names_the_hub_and_keeps_what_came(
     assert weights_sent(hub) - sent <= heads, "headers alone, and these files are that short"
 
 
+def test_what_an_interruption_left_is_removed_by_the_same_command(
+    source: Recorded, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(source, tmp_path / "far", "v1")
+    want = expected(source, base)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("glmquant.cli.hub_donor.shutil.rmtree", interrupt)
+        assert run_glmquant("add-mtp", base, "--from", ALIAS).exit_code != 0
+    assert store_of(base).is_dir()
+    ran = run_glmquant("add-mtp", base, "--from", ALIAS)
+    assert ran.exit_code == 0, ran.stderr
+    assert not store_of(base).exists()
+    assert load(base).tensors == want
+
+
 def test_an_output_from_a_hub_leaves_the_checkpoint_alone(
     source: Recorded, hub: Hub, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,11 +23,21 @@ RETRIES = 20
 
 
 def has_all(folder: Path) -> bool:
-    """Whether a checkpoint has a float MTP layer and lacks nothing, by its headers alone."""
+    """Whether a checkpoint has a float MTP layer and lacks nothing, by its headers alone.
+
+    One whose graft was interrupted has not: it is to be finished.
+    """
+    from glmquant.graft.backup import Siblings
+    from glmquant.graft.journal import State, load_graft
     from glmquant.inventory import take_inventory
     from glmquant.source import FolderSource
     from glmquant.survey import survey
 
+    beside = Siblings(folder.resolve())
+    rests = (beside.source, beside.new, beside.aside, beside.trash)
+    journal = load_graft(folder)
+    if any(map(os.path.lexists, rests)) or (journal and journal.state is not State.DONE):
+        return False
     stock = take_inventory(survey(FolderSource(folder)))
     return bool(stock.mtp.layers) and stock.mtp.kind == "float" and not stock.missing
 
