@@ -46,6 +46,11 @@ def missing_of_processor(machine: str, flags: str) -> str | None:
     return f"x86-64 without {', '.join(missing)}" if missing else None
 
 
+def missing_here() -> str | None:
+    """Why the engine does not run on this machine's processor, or None where it does."""
+    return missing_of_processor(platform.machine(), cpu_flags())
+
+
 def require_processor(machine: str | None = None, flags: str | None = None) -> None:
     """Refuse where the engine was never seen to run.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmquant.runtime.environment.host import cpu_flags, missing_of_processor
+from glmquant.runtime.environment import host
 from glmquant.runtime.environment.layout import (
     Engine,
     Layout,
@@ -100,7 +99,7 @@ def status(*, pins: Pins | None = None) -> Status:
         nbytes=disk_nbytes(layout.home),
         others=tuple(path for path in _environments(home) if path != layout.home),
         installer=holder(home),
-        unsupported=missing_of_processor(platform.machine(), cpu_flags()),
+        unsupported=host.missing_here(),
     )
 
 

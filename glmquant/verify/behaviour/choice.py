@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from glmquant.errors import UsageError
 from glmquant.runtime import hosts
-from glmquant.runtime.environment.host import cpu_flags, missing_of_processor
+from glmquant.runtime.environment import host
 from glmquant.runtime.environment.layout import find_engine
 from glmquant.runtime.serving import Backend, ascend_backend, cpu_backend
 
@@ -134,6 +133,6 @@ def next_engine(asked: str | None) -> str | None:
     if asked in (None, EngineKind.REFERENCE.value):
         if find_engine() is not None:
             return EngineKind.CPU.value
-        if missing_of_processor(platform.machine(), cpu_flags()) is None:
+        if host.missing_here() is None:
             return INSTALL
     return EngineKind.ASCEND.value if asked in (None, "reference", "cpu") else None
