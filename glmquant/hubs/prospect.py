@@ -115,6 +115,16 @@ class FetchPlan:
         return max(0, sum(each.nbytes for each in self.missing) - self.local.begun_nbytes)
 
     @property
+    def about(self) -> dict[str, str | None]:
+        """Hub, repository, revision, selection: for the journal's first line."""
+        return {
+            "fetch": self.listing.reference.text,
+            "revision": self.listing.revision,
+            "commit": self.listing.commit,
+            "selection": self.selection.text,
+        }
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know."""
         return self.model.notes if self.model else ()

@@ -1,0 +1,78 @@
+"""What a folder says of itself once it is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+
+from glmquant.fetched import (
+    MARKER_FILE,
+    PARTIAL_SHARD,
+    RECORD_FILE,
+    FetchedFile,
+    Marker,
+    Proof,
+    Record,
+    build_marker,
+    build_record,
+)
+from glmquant.hubs.prospect import FetchPlan
+from glmquant.index import INDEX_FILE, build_index
+from glmquant.source import file_stamp
+from glmquant.storage import writing
+from glmquant.writer import write_file
+
+
+def record_what_came(plan: FetchPlan, files: dict[str, FetchedFile]) -> Record:
+    """Marker and index of a part, or none of them; then the record.
+
+    Args:
+        plan: What was wanted.
+        files: What is there, by name.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    folder, wanted = plan.folder, plan.wanted
+    made: dict[str, bytes] = {}
+    if wanted.is_partial:
+        made[MARKER_FILE] = build_marker(
+            Marker(
+                source=plan.listing.reference.text,
+                selection=plan.selection.text,
+                tensors=wanted.tensors,
+                of_tensors=wanted.of_tensors,
+                complete_with=_command(plan),
+            )
+        )
+    if wanted.index and plan.model is not None:
+        tensors = plan.model.tensors()
+        nbytes = sum(tensors[name].nbytes for name in wanted.index)
+        made[INDEX_FILE] = build_index(wanted.index, nbytes)
+    for name, data in made.items():
+        write_file(folder / name, data)
+        stamp = file_stamp(folder / name)
+        digest = hashlib.sha256(data).hexdigest()
+        files[name] = FetchedFile(len(data), digest, Proof.MADE, stamp.mtime_ns, "")
+    for name in (MARKER_FILE, PARTIAL_SHARD):
+        if name not in files:
+            with writing(folder / name):
+                (folder / name).unlink(missing_ok=True)
+    record = Record(
+        hub=plan.listing.reference.hub.value,
+        endpoint=plan.endpoint,
+        repository=plan.listing.reference.repository,
+        revision=plan.listing.revision,
+        commit=plan.listing.commit,
+        selection=plan.selection.text,
+        files=dict(sorted(files.items())),
+    )
+    write_file(folder / RECORD_FILE, build_record(record))
+    return record
+
+
+def _command(plan: FetchPlan) -> str:
+    """The command that fetches the rest."""
+    return shlex.join(
+        ["glmquant", "fetch", plan.listing.reference.text, str(plan.folder.absolute())]
+    )
