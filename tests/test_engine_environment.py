@@ -395,7 +395,8 @@ def test_a_torch_for_cuda_is_refused_and_removed_again(
     ("machine", "flags", "found"),
     [
         ("aarch64", "fp asimd", "aarch64"),
-        ("x86_64", "fpu avx2", "x86-64 without avx512f, avx512bw, avx512dq, avx512vl"),
+        ("x86_64", "fpu sse4_2 avx", "x86-64 without avx2, fma"),
+        ("x86_64", "fpu avx2", "x86-64 without fma"),
         ("x86_64", AVX512.replace("avx512vl", ""), "x86-64 without avx512vl"),
     ],
 )
@@ -409,14 +410,15 @@ def test_another_processor_is_refused_with_what_works_there(
         assert works in (caught.value.hint or "")
 
 
-def test_the_processor_it_was_measured_on_is_taken() -> None:
-    host.require_processor("x86_64", AVX512)
+@pytest.mark.parametrize("flags", [AVX512, "fpu fma avx2"])
+def test_the_processors_it_was_measured_on_are_taken(flags: str) -> None:
+    host.require_processor("x86_64", flags)
 
 
 def test_nothing_is_written_where_the_processor_is_refused(
     pins: Pins, glmquant: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "cpu_flags", lambda: "avx2")
+    monkeypatch.setattr(host, "cpu_flags", lambda: "avx")
     for flag in ((), ("--dry-run",)):
         assert glmquant("engine", "install", *flag).exit_code == 1
     assert not folder_of(pins).parent.exists()

@@ -33,7 +33,7 @@ def output_of(kind: str, words: str) -> str:
     arguments = [*words.split(), "--help"] if kind == "help" else words.split()
     before = Path.cwd()
     platform.machine = lambda: "x86_64"  # the README shows a machine that can have the engine,
-    host.cpu_flags = lambda: " ".join(host.NEEDED_FLAGS)  # whatever this one is
+    host.cpu_flags = lambda: " ".join(host.AVX2_FLAGS)  # whatever this one is
     with tempfile.TemporaryDirectory() as empty:
         os.environ["GLMQUANT_ENGINE_HOME"] = empty  # what it prints on a machine without an engine
         os.chdir(empty)

@@ -22,7 +22,7 @@ def engine() -> None:
 
     It is vLLM for the CPU with the quantization code of vllm-ascend, in a Python environment of its
     own in ~/.cache/glmquant/engine (or $GLMQUANT_ENGINE_HOME); nothing else on the machine changes.
-    It needs Linux on x86-64 with AVX512, Python 3.11 and 2.7 GB.
+    It needs Linux on x86-64 with AVX2, Python 3.11 and 2.7 GB.
     """
 
 
@@ -110,9 +110,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
     if found.installer:
         click.echo(f"at work: process {found.installer} installs or removes")
     if found.unsupported:
-        click.echo(f"processor: not supported ({found.unsupported}); x86-64 with AVX512 is")
+        click.echo(f"processor: not supported ({found.unsupported}); x86-64 with AVX2 is")
     else:
-        click.echo("processor: supported (x86-64 with AVX512)")
+        click.echo("processor: supported (x86-64 with AVX2)")
         if found.state != "complete" and not found.installer:
             click.echo("next: glmquant engine install")
 
