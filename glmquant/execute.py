@@ -31,7 +31,12 @@ from glmquant.manifest import ARITHMETIC, MANIFEST_FILE, TensorRecord, encode_ma
 from glmquant.observer import Observer
 from glmquant.ownership import clear_place, clear_target, listed_files, remove_files
 from glmquant.plan import Plan, ShardPlan, Step
-from glmquant.resume import begin_or_resume, confirm_finished, digest_of_digests
+from glmquant.resume import (
+    begin_or_resume,
+    confirm_finished,
+    digest_of_digests,
+    refuse_moved,
+)
 from glmquant.source import FolderSource, file_stamp, source_changed, was_rewritten
 from glmquant.target import TargetState, admit, locked_folder, refuse_overlap
 from glmquant.writer import PartFile, remove_parts, write_file
@@ -65,6 +70,7 @@ def execute(
     *,
     workers: int = 1,
     overwrite: bool = False,
+    beside_nbytes: int = 0,
     observer: Observer | None = None,
 ) -> Outcome:
     """Write the output of a plan, or go on with it, or see that it is done.
@@ -75,6 +81,7 @@ def execute(
         target_dir: The folder to write; made if need be.
         workers: Threads.
         overwrite: Remove an earlier output of ours first.
+        beside_nbytes: What the source takes meanwhile on the target's disk.
         observer: Told of the progress.
 
     Returns:
@@ -89,9 +96,11 @@ def execute(
     observer = observer or Observer()
     refuse_overlap(source.path, target_dir, plan.source_files)
     if not os.path.lexists(target_dir):
-        admit(plan, target_dir, overwrite)  # before the folder is made
+        admit(plan, target_dir, overwrite, beside_nbytes)  # before the folder is made
     with locked_folder(target_dir):
-        if admit(plan, target_dir, overwrite) is TargetState.FINISHED:
+        if not overwrite:
+            refuse_moved(plan, source, target_dir)
+        if admit(plan, target_dir, overwrite, beside_nbytes) is TargetState.FINISHED:
             manifest, records = confirm_finished(plan, source, target_dir, observer)
             remove_journal(target_dir)  # a kill may have come between the two last steps
             return Outcome(True, records, manifest)
@@ -134,6 +143,7 @@ def _run(
         _make_room(plan, journal.target_dir)
         if pending:  # a shard of a run that had come to its end is gone: nothing may load
             remove_files(journal.target_dir, reversed(plan.small_files))
+        source.expect(shard.source_file for shard in pending)
         _write_shards(pending, source, journal, workers, observer)
         return _finish(plan, source, journal, observer)
     except BaseException:
@@ -173,9 +183,15 @@ def _write_shards(
     with ExitStack() as cleanup:
         pool = ThreadPoolExecutor(max_workers=workers)
         cleanup.callback(_abort, running, pool, stop)
-        for shard in pending:
-            if len(running) == SHARDS_IN_FLIGHT:
+        waiting = {shard.source_file: shard for shard in pending}
+        while waiting or running:
+            arrived = None
+            if waiting and len(running) < SHARDS_IN_FLIGHT:
+                arrived = source.arrived(waiting, is_awaited=not running)
+            if arrived is None:
                 _commit(running, source, journal, observer)
+                continue
+            shard = waiting.pop(arrived)
             part = PartFile(journal.target_dir / shard.file, shard.nbytes)
             run = _ShardRun(shard, part)
             running.append(run)
@@ -186,8 +202,6 @@ def _write_shards(
                     steps, places, source, part, buffers, stop, observer.advance
                 )
                 run.futures.append(_submit(pool, conversion))
-        while running:
-            _commit(running, source, journal, observer)
 
 
 def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
@@ -250,6 +264,7 @@ def _commit(
         tuple(records),
     )
     journal.finish_shard(run.plan.file, shard)
+    source.discard(run.plan.source_file)
     running.popleft()
     observer.finish_shard(run.plan.file, run.plan.nbytes)
 

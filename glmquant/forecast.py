@@ -115,6 +115,7 @@ def forecast(
     workers: int = 1,
     machine: str | None = None,
     context: int | None = None,
+    beside_nbytes: int = 0,
 ) -> Forecast:
     """What running a plan takes, and where its output fits.
 
@@ -124,6 +125,7 @@ def forecast(
         workers: Threads of the run.
         machine: A key of ``machines.MACHINES``; all of them if left out.
         context: Tokens of a sequence; what config.json allows if left out, 131,072 at most.
+        beside_nbytes: What the source takes meanwhile on the output's disk.
 
     Returns:
         Exact lengths of all files but the manifest, upper bounds and estimates.
@@ -145,7 +147,7 @@ def forecast(
         source_nbytes=sum(total.source_nbytes for total in roles),
         manifest_nbytes=plan.manifest_nbytes,
         output_nbytes=plan.output_nbytes,
-        peak_disk_nbytes=peak_disk_nbytes(plan),
+        peak_disk_nbytes=peak_disk_nbytes(plan) + beside_nbytes,
         peak_memory_nbytes=peak_memory_nbytes(plan, workers),
         rate=ours or REFERENCES[plan.recipe.is_searched],
         rate_is_ours=ours is not None,

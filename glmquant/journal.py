@@ -53,6 +53,7 @@ class Journal:
         settings: What was asked for.
         files: Every file that the run writes, for ``--overwrite``.
         sources: Source shard → its stamp, or None where a shard was refused and may be replaced.
+        origin: The repository and revision that the source was; empty for a folder.
         finished: Output shard → what is known of it.
     """
 
@@ -61,6 +62,7 @@ class Journal:
     settings: dict[str, Any]
     files: tuple[str, ...]
     sources: dict[str, FileStamp | None]
+    origin: str = ""
     finished: dict[str, FinishedShard] = field(default_factory=dict)
 
     @property
@@ -82,6 +84,7 @@ class Journal:
             "settings": self.settings,
             "files": list(self.files),
             "sources": {file: stamp and stamp._asdict() for file, stamp in self.sources.items()},
+            "origin": self.origin,
         }
         write_file(self.folder / _JOURNAL, dump_object(fields))
 
@@ -154,6 +157,7 @@ def load_journal(target_dir: Path) -> Journal:
                 file: None if stamp is None else _stamp(stamp)
                 for file, stamp in _checked(fields["sources"], dict).items()
             },
+            _checked(fields.get("origin", ""), str),
         )
     except (AttributeError, JsonError, KeyError, TypeError, ValueError) as error:
         raise TargetError(
@@ -197,4 +201,7 @@ def _load_shard(path: Path) -> FinishedShard:
 
 
 def _stamp(fields: Any) -> FileStamp:
-    return FileStamp(*(_checked(fields[name], int) for name in FileStamp._fields))
+    nbytes, mtime_ns, ctime_ns = (
+        _checked(fields[name], int) for name in ("nbytes", "mtime_ns", "ctime_ns")
+    )
+    return FileStamp(nbytes, mtime_ns, ctime_ns, _checked(fields.get("hub_sum", ""), str))

@@ -37,6 +37,17 @@ class Observer:
     def advance(self, nbytes: int) -> None:
         """More source bytes were read. Called from several threads."""
 
+    def expect(self, done_nbytes: int, total_nbytes: int) -> None:
+        """The source comes over a line while other work is counted.
+
+        Args:
+            done_nbytes: What is here already.
+            total_nbytes: All that is to come, and what is here.
+        """
+
+    def arrive(self, nbytes: int) -> None:
+        """More of the source came over the line. Called from several threads."""
+
     def finish_shard(self, file: str, nbytes: int) -> None:
         """An output shard is whole and durable."""
 
@@ -66,6 +77,14 @@ class Relay(Observer):
     def advance(self, nbytes: int) -> None:
         """Pass it on."""
         self._observer.advance(nbytes)
+
+    def expect(self, done_nbytes: int, total_nbytes: int) -> None:
+        """Pass it on."""
+        self._observer.expect(done_nbytes, total_nbytes)
+
+    def arrive(self, nbytes: int) -> None:
+        """Pass it on."""
+        self._observer.arrive(nbytes)
 
     def finish_shard(self, file: str, nbytes: int) -> None:
         """Pass it on."""

@@ -32,6 +32,9 @@ from glmquant.source import FileStamp, FolderSource, file_stamp, source_changed,
 SAMPLED_NBYTES: Final = 32_000_000
 """Larger tensors are left out of the sample that tells one model's weights from another's."""
 
+MOST_FAR_TENSORS: Final = 2
+"""Of a shard on a hub so many are read for that, each by a request of its own."""
+
 
 def begin_or_resume(
     plan: Plan, source: FolderSource, target_dir: Path, observer: Observer
@@ -55,7 +58,7 @@ def begin_or_resume(
     }
     if not is_unfinished(target_dir):
         remove_journal(target_dir)  # notes that a kill left behind tell of another run
-        return Journal(target_dir, plan.digest, plan.settings, plan.files, stamps)
+        return Journal(target_dir, plan.digest, plan.settings, plan.files, stamps, source.origin)
     journal = load_journal(target_dir)
     noted = load_finished(target_dir)
     kept: dict[str, FinishedShard] = {}
@@ -64,7 +67,9 @@ def begin_or_resume(
     for shard in plan.shards:
         now = shard.source_stamp
         done = noted.get(shard.file)
-        if done and _fits(done, shard, target_dir):
+        if done and _fits(done, shard, target_dir) and not _has_to_come_anew(done.source, now):
+            if now.hub_sum and done.source != now:
+                raise source_changed(shard.source_file, done.source, now)
             kept[shard.file] = done
             if done.source != now:
                 touched_sources.append(shard)
@@ -91,8 +96,44 @@ def begin_or_resume(
             if renewed != done:
                 journal.finish_shard(shard.file, renewed)
     journal.sources = stamps
+    journal.origin = source.origin
     journal.files = tuple(dict.fromkeys((*plan.files, *journal.files)))
     return journal
+
+
+def _has_to_come_anew(done: FileStamp, now: FileStamp) -> bool:
+    """Whether a shard was made of a folder's file and its source is on a hub now.
+
+    There is no telling whether they are the same without fetching it.
+    """
+    return bool(now.hub_sum) and not done.hub_sum
+
+
+def refuse_moved(plan: Plan, source: FolderSource, target_dir: Path) -> None:
+    """A run that was begun with a hub's model goes on with the same.
+
+    Args:
+        plan: What is to be written.
+        source: Where it is read.
+        target_dir: A folder that may hold an unfinished run.
+
+    Raises:
+        SourceChangedError: The hub has other weights or another config.json by now.
+    """
+    if not source.origin or not is_unfinished(target_dir):
+        return
+    journal = load_journal(target_dir)
+    if not journal.origin or journal.settings != plan.settings:
+        return  # the plan's digest tells what there is to be told
+    stamps = ((journal.sources.get(each.source_file), each.source_stamp) for each in plan.shards)
+    if journal.plan_digest != plan.digest or any(b and was_rewritten(b, now) for b, now in stamps):
+        raise SourceChangedError(
+            "the model on the hub is not what it was when the run began",
+            where=str(target_dir),
+            expected=journal.origin,
+            found=source.origin,
+            hint="go on with what it was by --revision, or start over with --overwrite",
+        )
 
 
 def _fits(done: FinishedShard, shard: ShardPlan, target_dir: Path) -> bool:
@@ -201,10 +242,13 @@ def confirm_finished(
         ) from error
     to_read: list[tuple[ShardPlan, list[Step]]] = []
     for shard in plan.shards:
-        is_newer = max(shard.source_stamp.mtime_ns, shard.source_stamp.ctime_ns) >= written_ns
-        to_read.append((shard, list(shard.steps) if is_newer else _sample(shard)))
+        is_newer = _touched_ns(shard.source_stamp) >= written_ns
+        sample = _sample(shard, MOST_FAR_TENSORS if source.is_far else None)
+        to_read.append((shard, list(shard.steps) if is_newer else sample))
     touched = [
-        shard for shard in plan.shards if max(file_stamp(target_dir / shard.file)[1:]) > written_ns
+        shard
+        for shard in plan.shards
+        if _touched_ns(file_stamp(target_dir / shard.file)) > written_ns
     ]
     total = sum(step.source.nbytes for _, steps in to_read for step in steps)
     total += sum(shard.nbytes - len(shard.header) for shard in touched)
@@ -220,8 +264,12 @@ def confirm_finished(
     return manifest, tuple(sorted(records, key=lambda record: record.name))
 
 
-def _sample(shard: ShardPlan) -> list[Step]:
-    """The smallest tensor of each role, large ones left out."""
+def _touched_ns(stamp: FileStamp) -> int:
+    return max(stamp.mtime_ns, stamp.ctime_ns)
+
+
+def _sample(shard: ShardPlan, most: int | None) -> list[Step]:
+    """The smallest tensor of each role, large ones left out; the smallest of these alone."""
     smallest: dict[str, Step] = {}
     for step in shard.steps:
         held = smallest.get(step.role.value)
@@ -229,7 +277,7 @@ def _sample(shard: ShardPlan) -> list[Step]:
             held is None or step.source.nbytes < held.source.nbytes
         ):
             smallest[step.role.value] = step
-    return list(smallest.values())
+    return sorted(smallest.values(), key=lambda step: step.source.nbytes)[:most]
 
 
 def _confirm_side_files(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,11 +28,13 @@ class FileStamp(NamedTuple):
         nbytes: Its length.
         mtime_ns: When its bytes were last written.
         ctime_ns: When its bytes or its inode were last touched; cannot be set by hand.
+        hub_sum: What a hub says of the bytes of a file that lies there; its times are 0 then.
     """
 
     nbytes: int
     mtime_ns: int
     ctime_ns: int
+    hub_sum: str = ""
 
 
 class FolderSource:
@@ -43,9 +45,16 @@ class FolderSource:
     Args:
         path: The folder.
 
+    Attributes:
+        origin: The repository and revision, where it is one on a hub; empty for a folder.
+        is_far: Each read asks a server.
+
     Raises:
         UsageError: There is no such folder.
     """
+
+    origin = ""
+    is_far = False
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
@@ -175,11 +184,15 @@ class FolderSource:
             self.read_into(file, offset + position, view)
             yield view
 
+    def locate(self, file: str) -> Path:
+        """Where a file can be opened."""
+        return self.path / file
+
     def _opened(self, file: str) -> tuple[Path, int]:
         with self._lock:
             opened = self._open_files.get(file)
             if opened is None:
-                path = self.path / file
+                path = self.locate(file)
                 with reading(path):
                     opened = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 self._open_files[file] = opened
@@ -193,6 +206,24 @@ class FolderSource:
         """
         self._opened(file)
         self.release(file)
+
+    def expect(self, files: Iterable[str]) -> None:
+        """Be told which shards will be read, before the first is asked for by ``arrived``."""
+
+    def arrived(self, files: Iterable[str], *, is_awaited: bool) -> str | None:
+        """One of these shards that is here to be read: the first, as all of a folder are.
+
+        Args:
+            files: Shards that were expected, at least one.
+            is_awaited: Wait until there is one.
+
+        Returns:
+            Its name; None where none is here and none was to be waited for.
+        """
+        return next(iter(files))
+
+    def discard(self, file: str) -> None:
+        """A shard is done with: what was made of it is durable and noted."""
 
     def release(self, file: str) -> None:
         """Close a file that will not be read again soon."""
@@ -222,22 +253,35 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def was_rewritten(before: FileStamp, now: FileStamp) -> bool:
-    """Whether length or modification time differ; a chmod or a new hard link is no rewrite."""
-    return (before.nbytes, before.mtime_ns) != (now.nbytes, now.mtime_ns)
+    """Whether length or modification time differ, or the hub's sum for a file on a hub.
+
+    A chmod or a new hard link is no rewrite. Of two stamps of which one is a hub's, only the
+    lengths can be compared.
+    """
+    if bool(before.hub_sum) != bool(now.hub_sum):
+        return before.nbytes != now.nbytes
+    return (before.nbytes, before.mtime_ns, before.hub_sum) != (
+        now.nbytes,
+        now.mtime_ns,
+        now.hub_sum,
+    )
 
 
 def source_changed(file: str, before: FileStamp, now: FileStamp) -> SourceChangedError:
     """The error for a source shard that is not what it was."""
+    hint = "leave the source alone while it is read; start over with --overwrite"
     return SourceChangedError(
         "the source changed since the run began",
         where=file,
         expected=_stamp_text(before),
         found=_stamp_text(now) if was_rewritten(before, now) else "other contents",
-        hint="leave the source alone while it is read; start over with --overwrite",
+        hint="start over with --overwrite: the hub has other weights now" if now.hub_sum else hint,
     )
 
 
 def _stamp_text(stamp: FileStamp) -> str:
+    if stamp.hub_sum:
+        return f"{stamp.nbytes} bytes, sum {stamp.hub_sum}"
     try:
         written = datetime.fromtimestamp(stamp.mtime_ns / 1e9, timezone.utc)
     except (OverflowError, OSError, ValueError):  # before year 1 or after year 9999

@@ -130,13 +130,14 @@ def locked_folder(target_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def admit(plan: Plan, target_dir: Path, overwrite: bool) -> TargetState:
+def admit(plan: Plan, target_dir: Path, overwrite: bool, beside_nbytes: int = 0) -> TargetState:
     """Whether a plan may be written to a folder, without writing anything.
 
     Args:
         plan: What is to be written.
         target_dir: The folder; it need not exist.
         overwrite: An earlier output of ours will be removed first.
+        beside_nbytes: What the run takes on that disk beside its output.
 
     Returns:
         What is there; fresh where it is to be overwritten.
@@ -147,12 +148,12 @@ def admit(plan: Plan, target_dir: Path, overwrite: bool) -> TargetState:
     """
     with reading(target_dir):
         if not os.path.lexists(target_dir):
-            _require_room(target_dir, plan, (), set())
+            _require_room(target_dir, plan, (), set(), beside_nbytes)
             return TargetState.FRESH
         _require_folder(target_dir)
     if overwrite:
         refuse_blocking(target_dir, plan)
-        _require_room(target_dir, plan, (), set(listed_files(target_dir)))
+        _require_room(target_dir, plan, (), set(listed_files(target_dir)), beside_nbytes)
         return TargetState.FRESH
     state = _examine(target_dir, plan)
     if state is TargetState.UNFINISHED:
@@ -160,9 +161,9 @@ def admit(plan: Plan, target_dir: Path, overwrite: bool) -> TargetState:
         lengths = {shard.file: shard.nbytes for shard in plan.shards}
         noted = load_finished(target_dir).keys() & lengths.keys()
         done = [name for name in noted if _nbytes(target_dir / name) == lengths[name]]
-        _require_room(target_dir, plan, done, set())
+        _require_room(target_dir, plan, done, set(), beside_nbytes)
     elif state is TargetState.FRESH:
-        _require_room(target_dir, plan, (), set())
+        _require_room(target_dir, plan, (), set(), beside_nbytes)
     return state
 
 
@@ -246,8 +247,14 @@ def peak_disk_nbytes(plan: Plan) -> int:
     return plan.output_nbytes + plan.manifest_nbytes + 8192 * len(plan.files)
 
 
-def _require_room(target_dir: Path, plan: Plan, done: Collection[str], replaced: set[str]) -> None:
-    needed = peak_disk_nbytes(plan)
+def _require_room(
+    target_dir: Path,
+    plan: Plan,
+    done: Collection[str],
+    replaced: set[str],
+    beside_nbytes: int,
+) -> None:
+    needed = peak_disk_nbytes(plan) + beside_nbytes
     needed -= sum(shard.nbytes for shard in plan.shards if shard.file in done)
     needed -= _reusable_nbytes(target_dir, (replaced | set(plan.files)) - set(done))
     folder = nearest(target_dir)

@@ -89,7 +89,7 @@ def test_what_came_before_a_fault_is_kept_for_the_same_command(
 ) -> None:
     base = make_base(source, tmp_path / "far", "v1")
     before = without_state(base)
-    monkeypatch.setattr("glmquant.cli.hub_donor.RETRIES", 2)
+    monkeypatch.setattr("glmquant.cli.remote.RUN_RETRIES", 2)
     at = (source.folder / "mtp.safetensors").stat().st_size - 5
     hub.faults.append(Fault("flip", "mtp.safetensors", -1, at=at))
     ran = run_glmquant("add-mtp", base, "--from", ALIAS)

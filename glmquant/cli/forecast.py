@@ -63,11 +63,19 @@ def show(
     click.echo(f"nothing was written; to run it: {command}")
 
 
-def warn(plan: Plan, source: Path, target: Path, *, overwrite: bool, as_json: bool) -> None:
+def warn(
+    plan: Plan,
+    source: Path,
+    target: Path,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    beside_nbytes: int = 0,
+) -> None:
     """Say on stderr, and as an event, what would stop the run before its first byte."""
     try:
         refuse_overlap(source, target, plan.source_files)
-        admit(plan, target, overwrite)
+        admit(plan, target, overwrite, beside_nbytes)
     except GlmquantError as error:
         click.echo(f"warning: the run would fail: {error}", err=True)
         if as_json:

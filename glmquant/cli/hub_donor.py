@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from glmquant.hubs.prospect import FetchPlan
     from glmquant.observer import Observer
 
-RETRIES = 20
-
 
 def has_all(folder: Path) -> bool:
     """Whether a checkpoint has a float MTP layer and lacks nothing, by its headers alone.
@@ -87,27 +85,27 @@ def fetched_donor(folder: Path, reference: Reference, *, as_json: bool) -> Itera
         GlmquantError: What is raised meanwhile, told in the words of the hub.
     """
     from glmquant.cli.progress import progress
+    from glmquant.cli.remote import told_of
     from glmquant.hubs.fetch import fetch
 
     with progress(as_json) as observer, _opened(reference, observer) as session:
         plan = _plan(session, folder)
         fetch(session, plan)
     try:
-        yield plan.folder
-    except GlmquantError as error:
-        for part in ("where", "found", "hint"):
-            if text := getattr(error, part):
-                setattr(error, part, text.replace(str(plan.folder), reference.text))
+        with told_of(reference.text, plan.folder):
+            yield plan.folder
+    except GlmquantError:
         click.echo(f"note: what was fetched stays in {plan.folder}", err=True)
         raise
     shutil.rmtree(plan.folder)
 
 
 def _opened(reference: Reference, observer: Observer) -> AbstractContextManager[Session]:
-    from glmquant.cli.remote import STALL_SECONDS, WORKERS
+    from glmquant.cli import remote
     from glmquant.hubs.fetch import Manner, opened
 
-    return opened(reference, Manner(WORKERS, RETRIES, STALL_SECONDS), observer)
+    manner = Manner(remote.WORKERS, remote.RUN_RETRIES, remote.STALL_SECONDS)
+    return opened(reference, manner, observer)
 
 
 def _plan(session: Session, folder: Path) -> FetchPlan:

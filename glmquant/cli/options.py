@@ -47,7 +47,7 @@ def w8a8_command(ctx: click.Context, source: Path) -> str:
 
     Args:
         ctx: The verb's; ``--dry-run`` and what belongs to ``plan`` alone are left out.
-        source: The folder that was meant.
+        source: The folder that was meant, or the model on a hub.
     """
     typed = ctx.params
     words = ["glmquant", "w8a8", str(source)]
@@ -60,4 +60,8 @@ def w8a8_command(ctx: click.Context, source: Path) -> str:
         words += ["--workers", str(typed["workers"])]
     words += ["--overwrite"] * typed.get("overwrite", False)
     words += ["--embed-quant-config"] * typed["embed_quant_config"]
+    words += ["--stream"] * typed.get("stream", False)
+    for option in ("keep_source", "shards_in_flight", "revision"):
+        if typed.get(option) is not None:
+            words += [f"--{option.replace('_', '-')}", str(typed[option])]
     return shlex.join(words)

@@ -37,6 +37,34 @@ def progress(as_json: bool) -> Iterator[Observer]:
         yield _PlainLines()
 
 
+class _Count:
+    """Bytes of one kind of work, and how fast they are done."""
+
+    def __init__(self, done_nbytes: int = 0, total_nbytes: int = 0) -> None:
+        self.done = self._begun = done_nbytes
+        self.total = total_nbytes
+        self._start = time.monotonic()
+
+    def add(self, nbytes: int) -> None:
+        """More are done."""
+        self.done = min(self.done + nbytes, self.total)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._start
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, of this run."""
+        return (self.done - self._begun) / max(self.elapsed_seconds, 1e-3)
+
+    @property
+    def eta_seconds(self) -> float:
+        """How long the rest takes at this rate; 0 where there is none yet."""
+        return max(0, self.total - self.done) / self.rate if self.rate else 0.0
+
+
 class _Rate(Observer):
     """Counts bytes and says now and then how it goes."""
 
@@ -44,26 +72,38 @@ class _Rate(Observer):
         self._lock = threading.Lock()
         self._doing = self._topic = ""
         self._told = 0.0
-        self._done = self._begun = self._total = 0
-        self._start = self._last = time.monotonic()
+        self._count = _Count()
+        self._coming: _Count | None = None
+        self._last = time.monotonic()
 
     def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
         """Begin the clock."""
         self._doing = doing
-        self._done = self._begun = done_nbytes
-        self._total = total_nbytes
-        self._start = self._last = time.monotonic()
+        self._count = _Count(done_nbytes, total_nbytes)
+        self._last = time.monotonic()
+
+    def expect(self, done_nbytes: int, total_nbytes: int) -> None:
+        """Count beside it what comes over the line."""
+        self._coming = _Count(done_nbytes, total_nbytes)
 
     def advance(self, nbytes: int) -> None:
         """Count, and report when it is time."""
+        self._add(self._count, nbytes)
+
+    def arrive(self, nbytes: int) -> None:
+        """Count, and report when it is time."""
+        if self._coming is not None:
+            self._add(self._coming, nbytes)
+
+    def _add(self, count: _Count, nbytes: int) -> None:
         with self._lock:
-            self._done = min(self._done + nbytes, self._total)
+            count.add(nbytes)
             now = time.monotonic()
-            if now - self._last < self.interval_seconds(now - self._start):
+            if now - self._last < self.interval_seconds(self._count.elapsed_seconds):
                 return
             self._last = now
-            rate = (self._done - self._begun) / (now - self._start)
-            self.report(rate, max(0, self._total - self._done) / rate if rate else 0.0)
+            coming = self._coming.eta_seconds if self._coming else 0.0
+            self.report(self._count.rate, max(self._count.eta_seconds, coming))
 
     def interval_seconds(self, elapsed_seconds: float) -> float:
         """Seconds between two reports."""
@@ -97,9 +137,10 @@ class _PlainLines(_Rate):
 
     def report(self, rate: float, eta_seconds: float) -> None:
         """One line on stderr."""
+        done, total = self._count.done, self._count.total
         click.echo(
-            f"{self._doing}: {100 * self._done / self._total:.0f} %, {nbytes_text(self._done)} of "
-            f"{nbytes_text(self._total)}, {nbytes_text(rate)}/s, "
+            f"{self._doing}: {100 * done / max(total, 1):.0f} %, {nbytes_text(done)} of "
+            f"{nbytes_text(total)}, {nbytes_text(rate)}/s{_coming_text(self._coming)}, "
             f"{timedelta(seconds=round(eta_seconds))} left",
             err=True,
         )
@@ -122,19 +163,36 @@ class _JsonLines(_Rate):
 
     def report(self, rate: float, eta_seconds: float) -> None:
         """One object on stdout."""
+        coming = self._coming
+        beside = {} if coming is None else {
+            "fetched_nbytes": coming.done,
+            "to_fetch_nbytes": coming.total,
+            "fetched_nbytes_per_second": round(coming.rate),
+        }  # fmt: skip
         emit(
             "progress",
             doing=self._doing,
-            done_nbytes=self._done,
-            total_nbytes=self._total,
+            done_nbytes=self._count.done,
+            total_nbytes=self._count.total,
             nbytes_per_second=round(rate),
             eta_seconds=round(eta_seconds, 1),
+            **beside,
         )
 
     def finish_shard(self, file: str, nbytes: int) -> None:
         """One object for each shard."""
         with self._lock:
             emit("shard", file=file, nbytes=nbytes)
+
+
+def _coming_text(coming: _Count | None) -> str:
+    """What came over the line, and how fast."""
+    if coming is None:
+        return ""
+    return (
+        f"; fetched {nbytes_text(coming.done)} of {nbytes_text(coming.total)}, "
+        f"{nbytes_text(coming.rate)}/s"
+    )
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -159,17 +217,30 @@ def _bar() -> Iterator[Observer]:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
+        TextColumn("{task.fields[coming]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    task = bar.add_task("starting", total=None)
+    task = bar.add_task("starting", total=None, coming="")
+    lock = threading.Lock()
 
     class Bar(Observer):
+        def __init__(self) -> None:
+            self._coming = _Count()
+
         def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
             bar.reset(task, description=doing, completed=done_nbytes, total=total_nbytes)
 
         def advance(self, nbytes: int) -> None:
             bar.advance(task, nbytes)
+
+        def expect(self, done_nbytes: int, total_nbytes: int) -> None:
+            self._coming = _Count(done_nbytes, total_nbytes)
+
+        def arrive(self, nbytes: int) -> None:
+            with lock:
+                self._coming.add(nbytes)
+                bar.update(task, coming=_coming_text(self._coming).lstrip("; "))
 
         def warn(self, text: str) -> None:
             bar.console.print(text, markup=False, highlight=False)

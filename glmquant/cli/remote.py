@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from glmquant.errors import GlmquantError
+
 if TYPE_CHECKING:
     from glmquant.hubs.known import Reference
 
 WORKERS = 8
 RETRIES = 6
 STALL_SECONDS = 60.0
+
+RUN_RETRIES = 20
+"""Of a command that brings weights, and is to last for hours."""
 
 
 class Named(NamedTuple):
@@ -64,9 +69,25 @@ def headers_of(
     with (
         progress(as_json) as observer,
         opened(reference, manner, observer) as session,
-        outlined(session) as folder,
+        outlined(session) as outline,
     ):
-        yield Named(folder, Path(reference.folder), reference)
+        yield Named(outline.folder, Path(reference.folder), reference)
+
+
+@contextmanager
+def told_of(name: str, folder: Path) -> Iterator[None]:
+    """Name a hub's model in errors, in place of the folder that stands for it here.
+
+    Raises:
+        GlmquantError: What is raised within, in other words.
+    """
+    try:
+        yield
+    except GlmquantError as error:
+        for part in ("where", "found", "hint"):
+            if text := getattr(error, part):
+                setattr(error, part, text.replace(str(folder), name))
+        raise
 
 
 def hub_reference(named: str | None) -> Reference | None:

@@ -32,7 +32,6 @@ from glmquant.hubs.transfer import Transfer
 from glmquant.hubs.web import Web, check_endpoint
 from glmquant.observer import Observer
 from glmquant.storage import free_nbytes, writing
-from glmquant.writer import PART_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +198,7 @@ def fetch(session: Session, plan: FetchPlan) -> Fetched:
             read_twice=session.manner.read_twice,
         )
         arrived = transfer.run(outputs, session.manner.workers)
-        record = record_what_came(plan, there | arrived)
-        for name in journal.begun() - record.files.keys():  # of another selection or commit
-            part = folder / f"{name}{PART_SUFFIX}"
-            with writing(part):
-                part.unlink(missing_ok=True)
+        record = record_what_came(plan, there | arrived, journal)
         journal.remove()
         return Fetched(record, max(0, total - begun), linked, plan.wanted.is_partial)
     except Stopped:

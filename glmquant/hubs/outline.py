@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,58 +19,97 @@ from glmquant.hubs.fetch import Session
 from glmquant.hubs.listing import Listing, RemoteFile
 from glmquant.hubs.objects import Objects
 from glmquant.hubs.patience import Stopped
-from glmquant.hubs.remote import HEAD_NBYTES, read_small
+from glmquant.hubs.remote import HEAD_NBYTES, Model, read_small
 from glmquant.index import is_shard_name
 from glmquant.jsontext import MAX_JSON_NBYTES
+from glmquant.sidefiles import side_files
 from glmquant.storage import make_folder, writing
 from glmquant.survey import is_read_whole
 
 _LENGTH_NBYTES: Final = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A repository of which little is here.
+
+    Attributes:
+        folder: The sparse files, in a folder of the model's own name.
+        listing: The repository.
+        known: File → how many of its first bytes are here.
+    """
+
+    folder: Path
+    listing: Listing
+    known: dict[str, int]
+
+
 @contextmanager
-def outlined(session: Session) -> Iterator[Path]:
-    """The outline of a session's repository, in a temporary folder of the model's own name.
+def outlined(
+    session: Session,
+    listing: Listing | None = None,
+    model: Model | None = None,
+    *,
+    with_side_files: bool = False,
+) -> Iterator[Outline]:
+    """The outline of a session's repository, in a temporary folder.
 
     Args:
-        session: The hub; its manner's revision is taken.
+        session: The hub.
+        listing: The repository; asked for where it is left out, by the manner's revision.
+        model: What was read of it already, and need not be read again.
+        with_side_files: What a checkpoint takes along as it is comes whole, too.
 
     Raises:
         HubError: The hub cannot be asked, or has no such repository.
         StorageError: The folder for temporary files takes none.
     """
-    listing = session.protocol.listing(session.reference, session.manner.revision)
+    if listing is None:
+        listing = session.protocol.listing(session.reference, session.manner.revision)
     with (
         writing(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="glmquant-outline-") as made,
     ):
         folder = Path(made, session.reference.folder)
         folder.mkdir()
-        _write(session, listing, folder)
-        yield folder
+        whole = side_files(listing.files) if with_side_files else ()
+        yield Outline(folder, listing, _write(session, listing, model, set(whole), folder))
 
 
-def _write(session: Session, listing: Listing, folder: Path) -> None:
+def _write(
+    session: Session, listing: Listing, model: Model | None, whole: set[str], folder: Path
+) -> dict[str, int]:
     objects = session.objects(listing)
     files = list(listing.files.values())
+    read = model.data | model.heads if model else {}
 
-    def take(file: RemoteFile) -> None:
-        _write_file(folder, file, _known_bytes(session, objects, file))
+    def take(file: RemoteFile) -> int:
+        known = read.get(file.path)
+        if known is None:
+            is_whole = file.path in whole or is_read_whole(file.path)
+            known = _known_bytes(session, objects, file, is_whole=is_whole)
+        _write_file(folder, file, known)
+        return len(known)
 
+    known = {}
     pool = ThreadPoolExecutor(session.manner.workers)
     try:
-        for done, _ in enumerate(pool.map(take, files), 1):
-            session.observer.tell(f"reading headers on the hub, {done} of {len(files)} files")
+        for file, nbytes in zip(files, pool.map(take, files), strict=True):
+            known[file.path] = nbytes
+            session.observer.tell(f"reading headers on the hub, {len(known)} of {len(files)} files")
     except Stopped:
         raise KeyboardInterrupt from None
-    finally:
+    except BaseException:
         session.stop.set()
+        raise
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    return known
 
 
-def _known_bytes(session: Session, objects: Objects, file: RemoteFile) -> bytes:
+def _known_bytes(session: Session, objects: Objects, file: RemoteFile, *, is_whole: bool) -> bytes:
     """The first bytes of a file, as many as are looked at."""
-    if is_read_whole(file.path) and file.nbytes <= MAX_JSON_NBYTES:
+    if is_whole and file.nbytes <= MAX_JSON_NBYTES:
         return read_small(file, objects, session.patience)
     if not (is_shard_name(file.path) or file.path.endswith(".gguf")):
         return b""

@@ -74,8 +74,12 @@ def whole_output(file: RemoteFile, header: Header | None, commit: str | None) ->
         header: As it was read there, of a safetensors file.
         commit: Of the listing: without a sum, another commit's file may have other bytes.
     """
-    key = file.sha256 or file.git_sha1 or f"{file.nbytes} bytes of {commit}"
-    return Output(file.path, file.nbytes, key, file, header)
+    return Output(file.path, file.nbytes, key_of(file, commit), file, header)
+
+
+def key_of(file: RemoteFile, commit: str | None) -> str:
+    """What tells a file's bytes from others: the hub's sum, or else its length and the commit."""
+    return file.sha256 or file.git_sha1 or f"{file.nbytes} bytes of {commit}"
 
 
 def compact_output(

@@ -16,19 +16,21 @@ from glmquant.fetched import (
     build_marker,
     build_record,
 )
+from glmquant.hubs.journal import Journal
 from glmquant.hubs.prospect import FetchPlan
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.source import file_stamp
 from glmquant.storage import writing
-from glmquant.writer import write_file
+from glmquant.writer import PART_SUFFIX, write_file
 
 
-def record_what_came(plan: FetchPlan, files: dict[str, FetchedFile]) -> Record:
-    """Marker and index of a part, or none of them; then the record.
+def record_what_came(plan: FetchPlan, files: dict[str, FetchedFile], journal: Journal) -> Record:
+    """Marker and index of a part, or none of them; then the record; parts of others are removed.
 
     Args:
         plan: What was wanted.
         files: What is there, by name.
+        journal: Knows what was begun.
 
     Raises:
         StorageError: The disk refuses.
@@ -68,6 +70,10 @@ def record_what_came(plan: FetchPlan, files: dict[str, FetchedFile]) -> Record:
         files=dict(sorted(files.items())),
     )
     write_file(folder / RECORD_FILE, build_record(record))
+    for name in journal.begun() - record.files.keys():  # of another selection or commit
+        part = folder / f"{name}{PART_SUFFIX}"
+        with writing(part):
+            part.unlink(missing_ok=True)
     return record
 
 

@@ -56,6 +56,7 @@ class Model:
         is_bf16: It is a BF16 release, and every tensor that config.json calls for is there.
         notes: What a user should know.
         data: The JSON files that were read, by path.
+        heads: Shard → its first bytes, up to the end of its header.
     """
 
     config: dict[str, Any]
@@ -64,6 +65,7 @@ class Model:
     is_bf16: bool
     notes: tuple[str, ...]
     data: dict[str, bytes]
+    heads: dict[str, bytes]
 
     @property
     def shards(self) -> dict[str, tuple[TensorRef, ...]]:
@@ -106,9 +108,8 @@ def read_model(
     config = parse_object(data[CONFIG_FILE], f"{where}: {CONFIG_FILE}")
     _require_architecture(config, where)
     shard_names = sorted(name for name in files if is_shard_name(name))
-    headers = _read_headers(
-        [files[name] for name in shard_names], objects, patience, workers, observer
-    )
+    heads = _read_heads([files[name] for name in shard_names], objects, patience, workers, observer)
+    headers = {name: header for name, (header, _) in heads.items()}
     is_bf16 = not config.get("quantization_config") and not any(
         name.startswith(DESCRIPTION_PREFIX) for name in files
     )
@@ -119,7 +120,8 @@ def read_model(
         error.hint = "the repository is broken or half uploaded: nothing was fetched; try another "\
             "--revision or --hub"  # fmt: skip
         raise
-    return Model(config, layers, headers, is_bf16, tuple(notes), data)
+    texts = {name: head for name, (_, head) in heads.items()}
+    return Model(config, layers, headers, is_bf16, tuple(notes), data, texts)
 
 
 def _reconcile(
@@ -212,23 +214,26 @@ def read_small(file: RemoteFile, objects: Objects, patience: Patience) -> bytes:
             )
 
 
-def _read_headers(
+_Head = tuple[Header, bytes]
+
+
+def _read_heads(
     shards: list[RemoteFile],
     objects: Objects,
     patience: Patience,
     workers: int,
     observer: Observer,
-) -> dict[str, Header]:
+) -> dict[str, _Head]:
     done = 0
     lock = threading.Lock()
 
-    def read(file: RemoteFile) -> Header:
+    def read(file: RemoteFile) -> _Head:
         nonlocal done
-        header = _read_header(file, objects, patience)
+        head = _read_head(file, objects, patience)
         with lock:
             done += 1
             observer.tell(f"reading headers on the hub, {done} of {len(shards)}")
-        return header
+        return head
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -246,7 +251,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterable[Any]) -> Iter
             raise KeyboardInterrupt from None
 
 
-def _read_header(file: RemoteFile, objects: Objects, patience: Patience) -> Header:
+def _read_head(file: RemoteFile, objects: Objects, patience: Patience) -> _Head:
     """No sum covers a header: one that cannot be read is asked for until it comes alike twice."""
     heads: list[bytes] = []
 
@@ -262,7 +267,8 @@ def _read_header(file: RemoteFile, objects: Objects, patience: Patience) -> Head
     while True:
         heads.append(patience.repeat(partial(objects.head, file, HEAD_NBYTES)))
         try:
-            return read_header(file.path, file.nbytes, read)
+            header = read_header(file.path, file.nbytes, read)
+            return header, heads[-1][: header.nbytes]
         except GlmquantError as error:
             if heads[-1] in heads[:-1] or len(heads) == _MAX_READS:
                 error.hint = "the stored object is broken: fetch from another --hub or --revision"

@@ -39,6 +39,7 @@ class Transfer:
         observer: Is told of bytes and files.
         stop: Set where the run is to end.
         read_twice: Fetch tensors that no sum covers a second time, and compare.
+        may_begin: Whether there is room for an output that is next; asked until there is.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Transfer:
         observer: Observer,
         stop: threading.Event,
         read_twice: bool = False,
+        may_begin: Callable[[Output], bool] = lambda _: True,
     ) -> None:
         self._objects = objects
         self._patience = patience
@@ -57,6 +59,7 @@ class Transfer:
         self._observer = observer
         self._stop = stop
         self._read_twice = read_twice
+        self._may_begin = may_begin
         self._turn = threading.Condition()
         self._lanes = Lanes(1)
         self._waiting: list[Output] = []
@@ -101,6 +104,11 @@ class Transfer:
             raise self._failure
         return self.finished
 
+    def wake(self) -> None:
+        """Ask anew whether there is room."""
+        with self._turn:
+            self._turn.notify_all()
+
     def _work(self) -> None:
         try:
             while (job := self._next()) is not None:
@@ -129,7 +137,7 @@ class Transfer:
                     if (job := self._choose()) is not None:
                         self._lanes.take()
                         return job
-                    if not self._active:
+                    if not self._active and not self._waiting:
                         return None
                 self._turn.wait(1.0)
         return None
@@ -141,7 +149,7 @@ class Transfer:
                 number = arrival.take(is_alone=is_alone)
                 if number is not None:
                     return arrival, number
-            if self._waiting:
+            if self._waiting and self._may_begin(self._waiting[-1]):
                 arrival = self._open_arrival(self._waiting.pop())
                 self._active.append(arrival)
                 is_fresh = arrival.parts and not arrival.earlier_nbytes

@@ -68,7 +68,7 @@ class Saved:
             pass  # not what this version wrote: all is read anew
         return {}
 
-    def stamps(self, files: Iterable[tuple[str, str]]) -> dict[str, list[int]]:
+    def stamps(self, files: Iterable[tuple[str, str]]) -> dict[str, list[Any]]:
         """Length and times of files now.
 
         Args:
@@ -82,7 +82,7 @@ class Saved:
             for side, file in sorted(set(files))
         }
 
-    def require_same(self, stamps: Mapping[str, list[int]]) -> None:
+    def require_same(self, stamps: Mapping[str, list[Any]]) -> None:
         """Files that were read were not rewritten meanwhile.
 
         Args:
@@ -122,7 +122,7 @@ class Saved:
         except (AttributeError, KeyError, TypeError, ValueError, StorageError):
             return None
 
-    def _are_now(self, stamps: Mapping[str, list[int]]) -> bool:
+    def _are_now(self, stamps: Mapping[str, list[Any]]) -> bool:
         for key, stamp in stamps.items():
             side, _, file = key.partition("/")
             if self._sides[side].stamp(file) != FileStamp(*stamp):
@@ -130,7 +130,7 @@ class Saved:
         return True
 
     def save(
-        self, shard: str, signature: str, stamps: dict[str, list[int]], results: Results
+        self, shard: str, signature: str, stamps: dict[str, list[Any]], results: Results
     ) -> None:
         """Keep the results of a shard.
 
