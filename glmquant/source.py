@@ -232,6 +232,11 @@ class FolderSource:
         if opened is not None:
             os.close(opened[1])
 
+    def release_all(self) -> None:
+        """Close every file that is open."""
+        for file in list(self._open_files):
+            self.release(file)
+
 
 def _is_text(name: str) -> bool:
     try:

@@ -40,29 +40,23 @@ def progress(as_json: bool) -> Iterator[Observer]:
 class _Count:
     """Bytes of one kind of work, and how fast they are done."""
 
-    def __init__(self, done_nbytes: int = 0, total_nbytes: int = 0) -> None:
+    def __init__(self, done_nbytes: int, total_nbytes: int, now: float) -> None:
         self.done = self._begun = done_nbytes
         self.total = total_nbytes
-        self._start = time.monotonic()
+        self.since = now
 
     def add(self, nbytes: int) -> None:
         """More are done."""
         self.done = min(self.done + nbytes, self.total)
 
-    @property
-    def elapsed_seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._start
-
-    @property
-    def rate(self) -> float:
+    def rate(self, now: float) -> float:
         """Bytes a second, of this run."""
-        return (self.done - self._begun) / max(self.elapsed_seconds, 1e-3)
+        return (self.done - self._begun) / max(now - self.since, 1e-3)
 
-    @property
-    def eta_seconds(self) -> float:
+    def eta_seconds(self, now: float) -> float:
         """How long the rest takes at this rate; 0 where there is none yet."""
-        return max(0, self.total - self.done) / self.rate if self.rate else 0.0
+        rate = self.rate(now)
+        return (self.total - self.done) / rate if rate else 0.0
 
 
 class _Rate(Observer):
@@ -72,19 +66,19 @@ class _Rate(Observer):
         self._lock = threading.Lock()
         self._doing = self._topic = ""
         self._told = 0.0
-        self._count = _Count()
-        self._coming: _Count | None = None
         self._last = time.monotonic()
+        self._count = _Count(0, 0, self._last)
+        self._coming: _Count | None = None
 
     def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
         """Begin the clock."""
         self._doing = doing
-        self._count = _Count(done_nbytes, total_nbytes)
         self._last = time.monotonic()
+        self._count = _Count(done_nbytes, total_nbytes, self._last)
 
     def expect(self, done_nbytes: int, total_nbytes: int) -> None:
         """Count beside it what comes over the line."""
-        self._coming = _Count(done_nbytes, total_nbytes)
+        self._coming = _Count(done_nbytes, total_nbytes, time.monotonic())
 
     def advance(self, nbytes: int) -> None:
         """Count, and report when it is time."""
@@ -99,11 +93,11 @@ class _Rate(Observer):
         with self._lock:
             count.add(nbytes)
             now = time.monotonic()
-            if now - self._last < self.interval_seconds(self._count.elapsed_seconds):
+            if now - self._last < self.interval_seconds(now - self._count.since):
                 return
             self._last = now
-            coming = self._coming.eta_seconds if self._coming else 0.0
-            self.report(self._count.rate, max(self._count.eta_seconds, coming))
+            coming = self._coming.eta_seconds(now) if self._coming else 0.0
+            self.report(now, max(self._count.eta_seconds(now), coming))
 
     def interval_seconds(self, elapsed_seconds: float) -> float:
         """Seconds between two reports."""
@@ -117,8 +111,8 @@ class _Rate(Observer):
         self._topic, self._told = topic, now
         return True
 
-    def report(self, rate: float, eta_seconds: float) -> None:
-        """Say how it goes: bytes a second and seconds left."""
+    def report(self, now: float, eta_seconds: float) -> None:
+        """Say how it goes, and how many seconds are left."""
 
 
 class _PlainLines(_Rate):
@@ -135,12 +129,12 @@ class _PlainLines(_Rate):
         """Ten seconds at first, a minute in a long run."""
         return 10.0 if elapsed_seconds < 120 else 60.0
 
-    def report(self, rate: float, eta_seconds: float) -> None:
+    def report(self, now: float, eta_seconds: float) -> None:
         """One line on stderr."""
-        done, total = self._count.done, self._count.total
+        done, total, rate = self._count.done, self._count.total, self._count.rate(now)
         click.echo(
             f"{self._doing}: {100 * done / max(total, 1):.0f} %, {nbytes_text(done)} of "
-            f"{nbytes_text(total)}, {nbytes_text(rate)}/s{_coming_text(self._coming)}, "
+            f"{nbytes_text(total)}, {nbytes_text(rate)}/s{_coming_text(self._coming, now)}, "
             f"{timedelta(seconds=round(eta_seconds))} left",
             err=True,
         )
@@ -161,20 +155,20 @@ class _JsonLines(_Rate):
         super().start(doing, done_nbytes, total_nbytes)
         emit("start", doing=doing, done_nbytes=done_nbytes, total_nbytes=total_nbytes)
 
-    def report(self, rate: float, eta_seconds: float) -> None:
+    def report(self, now: float, eta_seconds: float) -> None:
         """One object on stdout."""
         coming = self._coming
         beside = {} if coming is None else {
             "fetched_nbytes": coming.done,
             "to_fetch_nbytes": coming.total,
-            "fetched_nbytes_per_second": round(coming.rate),
+            "fetched_nbytes_per_second": round(coming.rate(now)),
         }  # fmt: skip
         emit(
             "progress",
             doing=self._doing,
             done_nbytes=self._count.done,
             total_nbytes=self._count.total,
-            nbytes_per_second=round(rate),
+            nbytes_per_second=round(self._count.rate(now)),
             eta_seconds=round(eta_seconds, 1),
             **beside,
         )
@@ -185,13 +179,13 @@ class _JsonLines(_Rate):
             emit("shard", file=file, nbytes=nbytes)
 
 
-def _coming_text(coming: _Count | None) -> str:
+def _coming_text(coming: _Count | None, now: float) -> str:
     """What came over the line, and how fast."""
     if coming is None:
         return ""
     return (
         f"; fetched {nbytes_text(coming.done)} of {nbytes_text(coming.total)}, "
-        f"{nbytes_text(coming.rate)}/s"
+        f"{nbytes_text(coming.rate(now))}/s"
     )
 
 
@@ -226,7 +220,7 @@ def _bar() -> Iterator[Observer]:
 
     class Bar(Observer):
         def __init__(self) -> None:
-            self._coming = _Count()
+            self._coming = _Count(0, 0, 0.0)
 
         def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
             bar.reset(task, description=doing, completed=done_nbytes, total=total_nbytes)
@@ -235,12 +229,13 @@ def _bar() -> Iterator[Observer]:
             bar.advance(task, nbytes)
 
         def expect(self, done_nbytes: int, total_nbytes: int) -> None:
-            self._coming = _Count(done_nbytes, total_nbytes)
+            self._coming = _Count(done_nbytes, total_nbytes, time.monotonic())
 
         def arrive(self, nbytes: int) -> None:
             with lock:
                 self._coming.add(nbytes)
-                bar.update(task, coming=_coming_text(self._coming).lstrip("; "))
+                text = _coming_text(self._coming, time.monotonic())
+                bar.update(task, coming=text.lstrip("; "))
 
         def warn(self, text: str) -> None:
             bar.console.print(text, markup=False, highlight=False)

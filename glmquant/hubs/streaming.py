@@ -281,6 +281,7 @@ class StreamedSource(HubSource):
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+        self.release_all()
 
 
 class _Incoming(Observer):
