@@ -47,6 +47,7 @@ class FolderSource:
 
     Attributes:
         origin: The repository and revision, where it is one on a hub; empty for a folder.
+        shown: What a user calls it.
         is_far: Each read asks a server.
 
     Raises:
@@ -66,6 +67,7 @@ class FolderSource:
                 hint="name the folder that holds the BF16 weights",
             )
         self.path = path
+        self.shown = str(path)
         self._open_files: dict[str, tuple[Path, int]] = {}
         self._lock = threading.Lock()
 

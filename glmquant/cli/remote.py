@@ -13,6 +13,8 @@ from glmquant.errors import GlmquantError
 
 if TYPE_CHECKING:
     from glmquant.hubs.known import Reference
+    from glmquant.hubs.source import HubSource
+    from glmquant.observer import Observer
 
 WORKERS = 8
 RETRIES = 6
@@ -72,6 +74,27 @@ def headers_of(
         outlined(session) as outline,
     ):
         yield Named(outline.folder, Path(reference.folder), reference)
+
+
+@contextmanager
+def far_source(reference: Reference, observer: Observer) -> Iterator[HubSource]:
+    """A hub's model as a source that is read by ranges; its side files come whole.
+
+    Raises:
+        HubError: The hub cannot be asked.
+        GlmquantError: What is raised within, in words of the hub.
+    """
+    from glmquant.hubs.fetch import Manner, opened
+    from glmquant.hubs.outline import outlined
+    from glmquant.hubs.source import HubSource
+
+    manner = Manner(WORKERS, RUN_RETRIES, STALL_SECONDS)
+    with (
+        opened(reference, manner, observer) as session,
+        outlined(session, with_side_files=True) as outline,
+        told_of(reference.text, outline.folder),
+    ):
+        yield HubSource(session, outline)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def report_fields(report: Report, step: str) -> dict[str, Any]:
     subject = report.subject
     return {
         "folder": str(subject.path),
-        "source": str(report.source) if report.source else None,
+        "source": report.source,
         "model": subject.identity.model,
         "layout": subject.identity.marking.format.value,
         "format": subject.identity.text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     "--from",
     "source",
     metavar="SOURCE",
-    help="The BF16 folder it was made of: every tensor of both is read and compared.",
+    help="The BF16 folder it was made of: every tensor of both is read and compared. Or its name "
+    "on a hub, as glm-4.6: what stayed float is fetched and compared, of what became int8 some "
+    "rows; all with --deep.",
 )
 @click.option("--deep", is_flag=True, help="Read every value, not headers and JSON alone.")
 @click.option(
@@ -117,8 +120,9 @@ def verify(
     """Say whether the W8A8 checkpoint in DIR is right, what is wrong, and what mends it.
 
     On disk: files, that is headers and JSON, in seconds; values, by --deep, every byte; source, by
-    --source, int8 weights against the BF16 ones they were made of, all else equal to them. An
-    interrupted command goes on: what is done is kept in ~/.cache/glmquant until it ends.
+    --source, int8 weights against the BF16 ones they were made of, all else equal to them. SOURCE
+    may be on a hub: only what is compared is then read of it. An interrupted command goes on: what
+    is done is kept in ~/.cache/glmquant until it ends.
 
     Then an engine: does it load, are greedy answers the same with and without drafting, how many
     draft tokens are accepted, how far are next-token distributions from the source's? --engine none
@@ -134,7 +138,14 @@ def verify(
     from glmquant.checkpoint import open_checkpoint
     from glmquant.cli.folders import choose_quantized, choose_source, short_path
     from glmquant.cli.progress import emit, progress
-    from glmquant.errors import AlreadyQuantizedError, CheckpointError, EngineError, UsageError
+    from glmquant.cli.remote import WORKERS, far_source, hub_reference
+    from glmquant.errors import (
+        AlreadyQuantizedError,
+        CheckpointError,
+        EngineError,
+        HubError,
+        UsageError,
+    )
     from glmquant.source import FolderSource
     from glmquant.verify.run import next_command
     from glmquant.verify.run import verify as run
@@ -143,10 +154,18 @@ def verify(
     wish = _wish(engine, url, prompts, speculative_tokens, min_acceptance, limit_seconds)
     if page is not None:
         _require_replaceable(page)
-    source_dir = choose_source(source, "verify") if source is not None else None
+    reference = hub_reference(source)
+    source_dir = None
+    if source is not None and reference is None:
+        source_dir = choose_source(source, "verify")
     try:
-        checkpoint = open_checkpoint(FolderSource(source_dir)) if source_dir else None
-        with progress(as_json) as observer:
+        with progress(as_json) as observer, ExitStack() as opened:
+            checkpoint = None
+            if reference is not None:
+                checkpoint = open_checkpoint(opened.enter_context(far_source(reference, observer)))
+                workers = max(workers, WORKERS)  # they wait for the line
+            elif source_dir is not None:
+                checkpoint = open_checkpoint(FolderSource(source_dir))
             report = run(
                 path,
                 source=checkpoint,
@@ -156,8 +175,8 @@ def verify(
                 wish=wish,
                 observer=observer,
             )
-    except EngineError as error:
-        error.exit_code = UsageError.exit_code  # somebody else's server, at --url
+    except (EngineError, HubError) as error:
+        error.exit_code = UsageError.exit_code  # somebody else's server, at --url or a hub
         raise
     except CheckpointError as error:
         error.exit_code = UsageError.exit_code  # 1 is for what was found

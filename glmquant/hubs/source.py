@@ -33,6 +33,7 @@ class HubSource(FolderSource):
         super().__init__(outline.folder)
         self.listing = outline.listing
         self.origin = origin_text(outline.listing)
+        self.shown = outline.listing.reference.text
         self._known = outline.known
         self._session = session
         self._objects = session.objects(outline.listing)

@@ -103,8 +103,21 @@ def _check_side_files(subject: Subject, checkpoint: Checkpoint) -> Iterator[Find
             where=name,
             expected=f"the {checkpoint.other_files[name]:,} bytes of the source",
             found=found,
-            hint=shlex.join(["cp", str(checkpoint.source.path / name), str(subject.path / name)]),
+            hint=_copying(subject, checkpoint, name),
         )
+
+
+def _copying(subject: Subject, checkpoint: Checkpoint, name: str) -> str:
+    """The command that takes a file from the source."""
+    source, fetched = checkpoint.source, ""
+    folder = source.path
+    if source.is_far:
+        folder = subject.path.with_name(f"{source.path.name}-metadata")
+        fetched = (
+            shlex.join(["glmquant", "fetch", source.shown, str(folder), "--only", "metadata"])
+            + " && "
+        )
+    return fetched + shlex.join(["cp", str(folder / name), str(subject.path / name)])
 
 
 def _says_the_same(subject: Subject, checkpoint: Checkpoint, name: str) -> bool:

@@ -46,7 +46,7 @@ class Report:
 
     Attributes:
         subject: The checkpoint.
-        source: The folder of BF16 weights it was held against, or None.
+        source: What the BF16 weights are called that it was held against, or None.
         levels: The levels that ran, in order.
         findings: Errors first, in the order of their codes.
         engines: What each version of vllm-ascend would do with the folder.
@@ -59,7 +59,7 @@ class Report:
     """
 
     subject: Subject
-    source: Path | None
+    source: str | None
     levels: tuple[Level, ...]
     findings: tuple[Finding, ...]
     engines: tuple[Verdict, ...]
@@ -97,8 +97,9 @@ def verify(
 
     Args:
         folder: The checkpoint.
-        source: The BF16 weights it was made of: every byte of both is then read.
-        deep: Read every byte of the checkpoint.
+        source: The BF16 weights it was made of: every byte of both is then read, on a hub of what
+            became int8 a sample.
+        deep: Read every byte of the checkpoint, and of a source on a hub.
         tensor_parallel: The size that the model has to be divided by.
         workers: Threads.
         wish: What engine is to be asked; None for none.
@@ -126,7 +127,7 @@ def verify(
     if source is not None:
         levels += [Level.VALUES, Level.SOURCE]
         findings += check_companions(subject, source)
-        compared = check_source(subject, source, observer=observer, workers=workers)
+        compared = check_source(subject, source, deep=deep, observer=observer, workers=workers)
         findings += compared.findings
         figures, tensors, notes = compared.figures, compared.tensors, compared.notes
     elif deep:
@@ -140,7 +141,7 @@ def verify(
         notes += (run.note,) if run.note else ()
     return Report(
         subject=subject,
-        source=source.source.path if source else None,
+        source=source.source.shown if source else None,
         levels=tuple(levels),
         findings=_settled(findings, source),
         engines=predict(subject, anatomy),
@@ -186,7 +187,7 @@ def _settled(findings: Iterable[Finding], source: Checkpoint | None) -> tuple[Fi
     for each in sorted(kept, key=_rank):
         hint = whole if each.hint in grafts else each.hint
         if source is not None:
-            hint = naming_source(hint, str(source.source.path))
+            hint = naming_source(hint, source.source.shown)
         settled.append(replace(each, hint=hint))
     return tuple(settled)
 
@@ -232,12 +233,12 @@ def next_command(report: Report, folder: str) -> str:
     if report.source is None:
         return shlex.join(["glmquant", "verify", folder, "--source", SOURCE])
     if report.lacks_mtp:
-        return shlex.join(["glmquant", "add-mtp", folder, "--from", str(report.source)])
+        return shlex.join(["glmquant", "add-mtp", folder, "--from", report.source])
     engine = next_engine(report.behaviour.engine if report.behaviour else None)
     if engine == INSTALL:
         return shlex.join(["glmquant", "engine", "install"])
     if engine is not None:
-        source = ["--source", str(report.source)] if engine != EngineKind.ASCEND.value else []
+        source = ["--source", report.source] if engine != EngineKind.ASCEND.value else []
         return shlex.join(["glmquant", "verify", folder, *source, "--engine", engine])
     tokens = 1 if report.subject.mtp_layers else 0
     return shlex.join(

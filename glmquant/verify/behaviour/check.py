@@ -115,7 +115,8 @@ def check_behaviour(
 def _job(wish: Wish, choice: Choice, subject: Subject, source: Checkpoint | None) -> Job:
     longest = subject.found.config.get("max_position_embeddings")
     limit = longest // 4 if type(longest) is int else MAX_CONTEXT
-    runs_source = source is not None and wish.url is None and _holds(choice, _nbytes(source))
+    has_source = source is not None and not source.source.is_far  # else it is not all here
+    runs_source = has_source and wish.url is None and _holds(choice, _nbytes(source))
     return Job(
         folder=subject.path,
         is_quantized=bool(subject.description),
@@ -142,7 +143,7 @@ def _holds(choice: Choice, nbytes: int) -> bool:
 
 
 def _nbytes(weights: Subject | Checkpoint | None) -> int:
-    if weights is None:
+    if weights is None or weights.source.is_far:
         return 0
     if isinstance(weights, Subject):
         return sum(ref.nbytes for ref in weights.tensors.values())

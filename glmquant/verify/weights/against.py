@@ -39,6 +39,7 @@ def compare_int8(
     rule: Rule,
     worker: Worker,
     factors: Factors | None = None,
+    compared: range | None = None,
 ) -> tuple[list[Flaw], TensorFigures, NDArray[np.int64]]:
     """Hold an int8 weight against the source's, and look at its bytes on the way.
 
@@ -51,6 +52,7 @@ def compare_int8(
         rule: How strictly.
         worker: Has the buffers.
         factors: What smoothing multiplied the source by, where it did.
+        compared: The rows that are held against the source's; all where it is left out.
 
     Returns:
         What is wrong, the figures, and the sum of each int8 row.
@@ -68,7 +70,18 @@ def compare_int8(
     with np.errstate(all="ignore"):
         for number, block in enumerate(scan.read(mine, worker, READ_BLOCKS * step * columns)):
             offset = number * READ_BLOCKS * step
-            read = np.frombuffer(block, np.int8).reshape(-1, columns)
+            whole = np.frombuffer(block, np.int8).reshape(-1, columns)
+            if "quant_bias" in unit.parts:
+                sums[offset : offset + len(whole)] = whole.sum(axis=1, dtype=np.int64)
+            if compared is not None:
+                for flaw in check_rows(unit, offset, whole, scales):
+                    odd.setdefault(flaw.what, flaw)
+            end = offset + len(whole)
+            both = range(offset, end) if compared is None else _common(compared, offset, end)
+            if not both:
+                continue
+            read = whole[both.start - offset : both.stop - offset]
+            offset = both.start
             held = worker.read(
                 source, other, "source", offset * columns * nbytes, read.size * nbytes
             )
@@ -91,10 +104,12 @@ def compare_int8(
                 if not judge.take(offset + first, weight, values, peaks, scale):
                     for flaw in check_rows(unit, offset + first, weight, scales):
                         odd.setdefault(flaw.what, flaw)
-            if "quant_bias" in unit.parts:
-                sums[offset : offset + len(read)] = read.sum(axis=1, dtype=np.int64)
     flaws = [*scan.flaws(is_judged=True), *odd.values(), *judge.flaws()]
     return flaws, judge.figures(), sums
+
+
+def _common(rows: range, first: int, end: int) -> range:
+    return range(max(rows.start, first), min(rows.stop, end))
 
 
 def check_quant_bias(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from glmquant.checkpoint import Checkpoint
 from glmquant.glm4_moe import Role
@@ -85,10 +86,21 @@ def check_values(subject: Subject, *, observer: Observer, workers: int) -> Value
     return ValuesResult(gather(flaws, subject))
 
 
+FAR_ROWS: Final = 4
+"""Of an int8 weight whose source is on a hub so many rows are fetched: they tell it from others."""
+
+
 def check_source(
-    subject: Subject, checkpoint: Checkpoint, *, observer: Observer, workers: int
+    subject: Subject,
+    checkpoint: Checkpoint,
+    *,
+    observer: Observer,
+    workers: int,
+    deep: bool = False,
 ) -> SourceResult:
     """Read every byte of a checkpoint and its source: M1, M2, N1, and all of ``check_values``.
+
+    Of a source on a hub what became int8 is sampled, unless it is to be read whole.
 
     Interrupted, it goes on as ``check_values`` does.
 
@@ -97,6 +109,7 @@ def check_source(
         checkpoint: The BF16 weights it was made of.
         observer: Is told how far it is.
         workers: Threads.
+        deep: Read all of a source on a hub, too.
 
     Returns:
         Findings, figures and notes.
@@ -108,7 +121,8 @@ def check_source(
     trust = read_trust(subject)
     units = units_of(subject)
     theirs = {ref.name: ref for refs in checkpoint.shards.values() for ref in refs}
-    judge = Judge(subject.source, trust, checkpoint, theirs)
+    sampled_rows = FAR_ROWS if checkpoint.source.is_far and not deep else 0
+    judge = Judge(subject.source, trust, checkpoint, theirs, sampled_rows=sampled_rows)
     judge, norms, norm_flaws = _probe(judge, units, workers)
     saved = Saved(subject.source, checkpoint.source)
     results = read_through(judge, units, saved, observer, workers)
@@ -125,7 +139,7 @@ def check_source(
         gather(flaws, subject, compared),
         by_role(results.figures),
         tuple(sorted(results.figures)),
-        tuple(_notes(subject, checkpoint, norms, judge.factors)),
+        tuple(_notes(subject, checkpoint, norms, judge)),
     )
 
 
@@ -207,14 +221,19 @@ def _probe(
 
 
 def _notes(
-    subject: Subject, checkpoint: Checkpoint, norms: list[str], factors: dict[str, Factors]
+    subject: Subject, checkpoint: Checkpoint, norms: list[str], judge: Judge
 ) -> Iterator[str]:
+    if judge.sampled_rows:
+        yield (
+            f"{judge.sampled_rows} rows of each int8 weight were held against the source on the "
+            "hub, everything else whole; --deep reads all rows"
+        )
     for kind, behind in (("input_layernorm", "q, k, v"), ("post_attention_layernorm", "the MLP")):
         count = sum(f".{kind}." in norm for norm in norms)
         if count:
             yield f"smoothed: {count} {kind}, and the columns of {behind} make up for it"
     for first, second in (("v_proj", "o_proj"), ("up_proj", "down_proj")):
-        smoothed = [name for name, held in factors.items() if held.rows is not None]
+        smoothed = [name for name, held in judge.factors.items() if held.rows is not None]
         count = sum(name.endswith(first) for name in smoothed)
         if count:
             yield f"smoothed: the rows of {count} {first}; the columns of {second} make up for it"

@@ -13,11 +13,14 @@ from glmquant.glm4_moe import Role
 from glmquant.source import FolderSource
 from glmquant.tensors import DTYPE_NBITS, TensorRef
 from glmquant.verify.weights.arithmetic import WORDS, values_of, widen, widens
-from glmquant.verify.weights.crew import Worker
+from glmquant.verify.weights.crew import BLOCK_ELEMENTS, Worker
 from glmquant.verify.weights.factors import Factors
 from glmquant.verify.weights.flaws import Flaw
 from glmquant.verify.weights.scan import Scan, place
 from glmquant.verify.weights.units import Unit
+
+FAR_ELEMENTS: Final = 8 * BLOCK_ELEMENTS
+"""Compared at once where the source is on a hub: each block is a request."""
 
 ROUNDED: Final = 2.0**-6
 """How far a smoothed float value may be from the source's times its factor, relatively: the factor
@@ -210,7 +213,8 @@ def compare_float(
         yield shape_flaw(unit, scan.ref, other)
         return
     comparison = FloatComparison(unit, scan.ref, source, other, factors)
-    for block in scan.read(mine, worker):
+    elements = FAR_ELEMENTS if source.is_far else BLOCK_ELEMENTS
+    for block in scan.read(mine, worker, elements):
         comparison.take(block, worker)
     yield from scan.flaws(is_judged=True)
     yield from comparison.flaws()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from glmquant.checkpoint import Checkpoint
@@ -48,6 +49,7 @@ class Judge:
         theirs: Its tensors by name.
         factors: What smoothing did, by linear or tensor.
         norms: Norms that smoothing explains, or of which it is said already that it does not.
+        sampled_rows: Of each int8 weight so many rows are held against the source's; 0 for all.
     """
 
     mine: FolderSource
@@ -56,6 +58,7 @@ class Judge:
     theirs: dict[str, TensorRef] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
     norms: frozenset[str] = frozenset()
+    sampled_rows: int = 0
 
     def judge(self, unit: Unit, worker: Worker) -> Results:
         """Read a unit and say all that is wrong with it.
@@ -94,6 +97,23 @@ class Judge:
             found = self.source_of(name)
             if found is not None:
                 yield found
+
+    def source_nbytes(self, unit: Unit) -> int:
+        """How much of the source is read for a unit."""
+        total = 0
+        for ref in self.reads(unit):
+            is_sampled = unit.is_int8 and ref.name == unit.main.name
+            rows = self._sample_of(ref) if is_sampled else None
+            total += ref.nbytes if rows is None else ref.nbytes // ref.shape[0] * len(rows)
+        return total
+
+    def _sample_of(self, ref: TensorRef) -> range | None:
+        """The rows that are held against the source's, at a place of the tensor's own."""
+        rows = ref.shape[0]
+        if not 0 < self.sampled_rows < rows:
+            return None
+        first = xxhash.xxh3_64_intdigest(ref.name.encode()) % (rows - self.sampled_rows + 1)
+        return range(first, first + self.sampled_rows)
 
     def _scan(self, ref: TensorRef, role: str) -> Scan:
         return Scan(ref, role, self.trust.digests.get(ref.name))
@@ -170,6 +190,7 @@ class Judge:
             rule._replace(is_smoothed=factors is not None),
             worker,
             factors,
+            self._sample_of(unit.main),
         )
         results.flaws += flaws
         results.figures.append(figures)

@@ -85,12 +85,12 @@ def _total(results: Iterable[Results]) -> Results:
 
 
 def _nbytes(judge: Judge, unit: Unit) -> int:
-    return sum(ref.nbytes for ref in (*unit.refs, *judge.reads(unit)))
+    return sum(ref.nbytes for ref in unit.refs) + judge.source_nbytes(unit)
 
 
 def _signature(judge: Judge, units: list[Unit]) -> str:
     """What is to be done with a shard, in short: another manifest or neighbour changes it."""
-    text = xxhash.xxh3_128()
+    text = xxhash.xxh3_128(b"%d" % judge.sampled_rows)
     for unit in units:
         smoothed = [judge.factors.get(name) for name in (unit.name, f"{unit.name}.bias")]
         for ref in (*unit.refs, *sorted(judge.reads(unit))):

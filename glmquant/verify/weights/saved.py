@@ -52,7 +52,7 @@ class Saved:
 
     def __init__(self, mine: FolderSource, theirs: FolderSource | None) -> None:
         self._sides = {"checkpoint": mine} | ({"source": theirs} if theirs else {})
-        paths = [str(side.path.resolve()) for side in self._sides.values()]
+        paths = [side.origin or str(side.path.resolve()) for side in self._sides.values()]
         self._head = {"format": FORMAT, "version": __version__, "folders": paths}
         key = json.dumps([*paths, sorted(self._sides)])
         self.name = f"verify-{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
