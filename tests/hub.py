@@ -1,6 +1,7 @@
 """A hub on loopback that speaks the protocols of ModelScope, Modelers and Hugging Face.
 
     python -m tests.hub --repo owner/name=DIR [--repo ...] [--port N] [--tls CERT KEY] [--token T]
+        [--bps B]
 
 LFS files are redirected to a CDN of another origin, by URLs whose signature ends. A test adds
 faults while the hub runs, and reads what was asked.
@@ -78,6 +79,26 @@ class Signed:
     ends: float
 
 
+class Line:
+    """What all connections share.
+
+    Args:
+        bps: Bytes a second of bodies; 0 for no limit.
+    """
+
+    def __init__(self, bps: float) -> None:
+        self.bps = bps
+        self.lock = threading.Lock()
+        self.free_at = time.monotonic()
+
+    def wait_seconds(self, nbytes: int) -> float:
+        """How long bytes are under way, behind all that were sent before."""
+        with self.lock:
+            now = time.monotonic()
+            self.free_at = max(now, self.free_at) + nbytes / self.bps
+            return self.free_at - now
+
+
 class Hub:
     """Serves folders until its context ends."""
 
@@ -91,7 +112,9 @@ class Hub:
         has_sha256: bool = True,
         lfs_min_nbytes: int = 1 << 20,
         port: int = 0,
+        line_bps: float = 0.0,
     ) -> None:
+        self.line = Line(line_bps)
         self.repos = Repos(repos, lfs_min_nbytes)
         self.token = token
         self.is_direct = is_direct
@@ -196,6 +219,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     parser.add_argument("--token")
+    parser.add_argument("--bps", type=float, default=0.0, help="of all connections together")
     options = parser.parse_args()
     tls = None
     if options.tls:
@@ -203,7 +227,7 @@ def main() -> None:
         tls.load_cert_chain(*options.tls)
     named = (repo.partition("=") for repo in options.repo)
     repos = {name: Path(folder) for name, _, folder in named}
-    with Hub(repos, tls=tls, token=options.token, port=options.port) as hub:
+    with Hub(repos, tls=tls, token=options.token, port=options.port, line_bps=options.bps) as hub:
         print(json.dumps({"url": hub.url, "cdn_url": hub.cdn_url}), flush=True)
         threading.Event().wait()
 

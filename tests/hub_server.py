@@ -291,12 +291,13 @@ class Handler(BaseHTTPRequestHandler):
         self.begin_answer(part.status, headers)
         if self.command == "HEAD":
             return
-        is_plain = flip is None and slow is None and self.server.tls is None
+        line = self.hub.line
+        is_plain = flip is None and slow is None and self.server.tls is None and not line.bps
         try:
             if is_plain:
                 self.send_by_kernel(asked, entry, part.begin, end)
             else:
-                for block in blocks_of(entry.file, part.begin, end, slow.bps if slow else None):
+                for block in blocks_of(entry.file, part.begin, end, slow.bps if slow else line.bps):
                     self.send_block(asked, entry, block, flip, slow)
         except (OSError, ValueError):
             self.close_connection = True
@@ -334,6 +335,9 @@ class Handler(BaseHTTPRequestHandler):
             data = data[:where] + bytes([data[where] ^ 0xFF]) + data[where + 1 :]
         if slow is not None and self.hub.stop.wait(len(data) / slow.bps):
             raise ValueError("the hub ends")
+        line = self.hub.line
+        if line.bps and self.hub.stop.wait(line.wait_seconds(len(data))):
+            raise ValueError("the hub ends")
         self.hub.count(asked, entry.path, len(data))
         try:
             self.wfile.write(data)
@@ -352,7 +356,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
 
 
-def blocks_of(file: Path, begin: int, end: int, bps: float | None) -> Iterator[tuple[int, bytes]]:
+def blocks_of(file: Path, begin: int, end: int, bps: float) -> Iterator[tuple[int, bytes]]:
     """A part of a file in blocks; of a twentieth of a second where it is to be slow."""
     size = max(1, min(BLOCK, int(bps / 20))) if bps else BLOCK
     with file.open("rb") as stream:

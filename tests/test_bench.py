@@ -23,7 +23,7 @@ from tests.builders import read_shards
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
-from benchmark import contestants, downloads, figures, report  # noqa: E402
+from benchmark import contestants, downloads, figures, report, streams  # noqa: E402
 from benchmark.checkpoints import KINDS, design, expected_int8  # noqa: E402
 from benchmark.command import bench, command_line  # noqa: E402
 from benchmark.measure import CommandError, Usage, is_running, measure  # noqa: E402
@@ -315,3 +315,23 @@ def test_a_download_that_is_not_the_source_is_no_result(
     result = CliRunner().invoke(downloads.bench_fetch, words)
     assert (result.exit_code, "other bytes than the hub's" in result.output) == (1, True)
     assert "config.json" in result.output
+
+
+def test_streaming_is_measured_against_the_slower_of_its_two_parts(tmp_path: Path) -> None:
+    words = ("--kind", "tiny", "--size", "0.0001", "--rounds", "2", "--rate", "5", "--plain")
+    result = CliRunner().invoke(streams.bench_stream, [*words, "--folder", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    rows = [line.split("|")[1].strip() for line in result.stdout.splitlines() if "MB |" in line]
+    assert rows == list(streams.CONTESTANTS)
+    assert "by round: median " in result.stdout and "plain, 5 MB/s" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ratio_of_streaming_is_taken_round_by_round() -> None:
+    walls = {"stream": (3.0, 5.0), "fetch": (2.0, 4.0), "w8a8": (1.0, 5.0)}
+    runs = [
+        figures.Run(number, "line", name, Usage(wall, 0, 0, 0, 0, 0, 0, 0), 1)
+        for name, each in walls.items()
+        for number, wall in enumerate(each, 1)
+    ]
+    assert streams.ratios_of(runs) == [1.5, 1.0]

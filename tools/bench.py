@@ -15,5 +15,6 @@ with contextlib.redirect_stdout(sys.stderr):
     python = environment("dev") / "python"
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{TOOLS}"
 words = sys.argv[1:]
-module = "benchmark.downloads" if words[:1] == ["fetch"] else "benchmark.command"
-os.execv(python, [str(python), "-m", module, *words[module == "benchmark.downloads" :]])
+modules = {"fetch": "benchmark.downloads", "stream": "benchmark.streams"}
+module = modules.get(words[0] if words else "")
+os.execv(python, [str(python), "-m", module or "benchmark.command", *words[bool(module) :]])

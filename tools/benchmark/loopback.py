@@ -44,15 +44,17 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, work: Path, *, has_tls: bool) -> Iterator[Served]:
+def served(folder: Path, work: Path, *, has_tls: bool, bps: float = 0.0) -> Iterator[Served]:
     """Serve a folder until the context ends.
 
     Args:
         folder: The repository.
         work: Where certificates are written.
         has_tls: https in place of http.
+        bps: Bytes a second of all connections together; 0 for no limit.
     """
     command = [sys.executable, "-m", "tests.hub", "--repo", f"{REPOSITORY}={folder}"]
+    command += ["--bps", str(bps)]
     authority = None
     if has_tls:
         made = make_certificates(work / "certificates")
