@@ -107,8 +107,8 @@ def markdown(runs: Sequence[Run], gigabytes: float, line: str, folder: Path) -> 
         table(COLUMNS, rows),
         f"Streaming over the slower of the two, by round: median {median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}), {len(ratios)} interleaved rounds after "
-        "one that does not count. The hub is a Python process on the same processors; w8a8 reads from the "
-        "page cache. The bytes are compared after each round.",
+        "one that does not count. The hub is a Python process on the same processors; w8a8 reads "
+        "from the page cache. The bytes are compared after each round.",
         "; ".join(f"{key} {value}" for key, value in facts.items())
         + f"; glmquant {git('describe', '--always', '--dirty', '--abbrev=10')}; {date}.",
         f"`{command_line(sys.argv[1:]).replace('bench.py', 'bench.py stream')}`",
