@@ -31,7 +31,7 @@ TOKENS = 48
 IS_MIRRORED = "avx512f" in cpu_flags().split()
 """The reference rounds where vLLM's kernels for AVX512 do; those for AVX2 round elsewhere.
 
-On a Zen 3 three answers of 16 parted, each at a tie, and log-probabilities differed by 0.37 at most.
+On a Zen 3 three answers of 16 parted, each at a tie; log-probabilities differed by 0.37 at most.
 """
 
 

@@ -290,9 +290,11 @@ class _Incoming(Observer):
     def __init__(self, source: StreamedSource, observer: Observer) -> None:
         self._source = source
         self._observer = observer
+        self._is_fetching = False
 
     def start(self, doing: str, done_nbytes: int, total_nbytes: int) -> None:
-        if doing == "fetch":
+        self._is_fetching = doing == "fetch"
+        if self._is_fetching:
             self._observer.expect(done_nbytes, total_nbytes)
 
     def tell(self, doing: str) -> None:
@@ -302,7 +304,10 @@ class _Incoming(Observer):
         self._observer.warn(text)
 
     def advance(self, nbytes: int) -> None:
-        self._observer.arrive(nbytes)
+        if self._is_fetching:
+            self._observer.arrive(nbytes)
+        else:
+            self._observer.tell("reading shards that are here already")
 
     def finish_shard(self, file: str, nbytes: int) -> None:
         self._source.note_arrival(file)
