@@ -13,6 +13,7 @@ import click
 from glmquant import __version__
 from glmquant.cli.add_mtp import add_mtp
 from glmquant.cli.demo import demo
+from glmquant.cli.doctor import doctor
 from glmquant.cli.engine import engine
 from glmquant.cli.fetch import fetch
 from glmquant.cli.inspect import inspect
@@ -77,5 +78,8 @@ def main() -> None:
     """Prepare GLM-4.5, 4.5-Air, 4.6 and 4.7 weights for Ascend NPUs."""
 
 
-for _command in (models, fetch, inspect, plan, w8a8, add_mtp, verify, recipes, demo, engine):
+for _command in (
+    *(doctor, models, fetch, inspect, plan, w8a8, add_mtp, verify),
+    *(recipes, demo, engine),
+):
     main.add_command(_command)

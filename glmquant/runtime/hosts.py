@@ -19,10 +19,14 @@ WEIGHT_FACTOR: Final = 1.3
 _DAVINCI: Final = re.compile(r"davinci\d+")
 
 
-def count_npus() -> int:
-    """The Ascend NPUs that this process can see: ``/dev/davinci0`` and on."""
+def count_npus(devices: Path = Path("/dev")) -> int:
+    """The Ascend NPUs that this process can see: ``/dev/davinci0`` and on.
+
+    Args:
+        devices: The folder of the devices.
+    """
     with suppress(OSError):
-        return sum(bool(_DAVINCI.fullmatch(name)) for name in os.listdir("/dev"))  # noqa: PTH208
+        return sum(bool(_DAVINCI.fullmatch(name)) for name in os.listdir(devices))  # noqa: PTH208
     return 0
 
 
