@@ -1,0 +1,131 @@
+"""Measured results of a checkpoint: JSON files that whoever measured has put beside it.
+
+``DIR/.glmquant/results/*.json``, each one object or a list of them::
+
+    {"suite": "AISBench", "dataset": "gsm8k", "metric": "accuracy", "value": 95.8, "unit": "%",
+     "items": 1319, "interval": [94.6, 96.8], "engine": "vllm-ascend 0.23.0",
+     "machine": "Atlas 800 A3", "date": "2026-08-22"}
+
+``dataset``, ``metric`` and ``value`` are needed; all else may be left out, other keys are passed
+over.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from glmquant.storage import STATE_DIR
+
+RESULTS_DIR: Final = f"{STATE_DIR}/results"
+EXPECTED: Final = (("gsm8k", "accuracy"), ("GPQA diamond", "accuracy"), ("MTP", "acceptance rate"))
+"""What a reader looks for: dataset and metric, said to be not measured where they are not."""
+
+_MAX_NBYTES: Final = 1_000_000
+
+
+class Result(BaseModel):
+    """One figure.
+
+    Attributes:
+        dataset: On what.
+        metric: Which figure.
+        value: It.
+        suite: What measured it.
+        unit: Of value and interval; empty for a plain number.
+        items: Questions or tokens.
+        interval: Between which values it lies, by the suite's own confidence.
+        engine: What served the checkpoint.
+        machine: Where.
+        date: When.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    dataset: str
+    metric: str
+    value: FiniteFloat
+    suite: str = ""
+    unit: str = ""
+    items: int | None = None
+    interval: tuple[FiniteFloat, FiniteFloat] | None = None
+    engine: str = ""
+    machine: str = ""
+    date: str = ""
+
+    @property
+    def value_text(self) -> str:
+        """``95.8 %``, with its interval in brackets."""
+        text = f"{self.value:g} {self.unit}".rstrip()
+        if self.interval is not None:
+            text += f" [{self.interval[0]:g}, {self.interval[1]:g}]"
+        return text
+
+    @property
+    def how(self) -> str:
+        """With what it was measured."""
+        items = f"{self.items:,} items" if self.items else ""
+        return ", ".join(filter(None, (self.suite, items, self.engine, self.machine, self.date)))
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that was found.
+
+    Attributes:
+        found: The figures, file by file.
+        notes: What could not be read and why, a sentence each.
+    """
+
+    found: tuple[Result, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """What a reader looks for and nobody measured."""
+        told = {_key(result.dataset) for result in self.found}
+        return tuple(pair for pair in EXPECTED if _key(pair[0]) not in told)
+
+
+def read_results(folder: Path) -> Results:
+    """The results beside a checkpoint; a file that cannot be read is a note.
+
+    Args:
+        folder: The checkpoint.
+    """
+    found: list[Result] = []
+    notes: list[str] = []
+    for path in sorted((folder / RESULTS_DIR).glob("*.json")):
+        name = f"{RESULTS_DIR}/{path.name}"
+        try:
+            if path.stat().st_size > _MAX_NBYTES:
+                raise ValueError(f"longer than {_MAX_NBYTES:,} bytes")
+            told = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            notes.append(f"{name} is left out: {type(error).__name__}: {error}")
+            continue
+        for number, each in enumerate(told if isinstance(told, list) else [told], start=1):
+            problem = _add(each, found)
+            if problem is not None:
+                notes.append(f"{name}, result {number} is left out: {problem}")
+    return Results(tuple(found), tuple(notes))
+
+
+def _add(told: Any, found: list[Result]) -> str | None:
+    """Add a result, or say what is wrong with it."""
+    try:
+        found.append(Result.model_validate(told))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        return f"{place}: {first['msg']}"
+    return None
+
+
+def _key(dataset: str) -> str:
+    """A dataset's name without case and what is behind its first word: ``GSM8K (cot)``."""
+    return dataset.lower().replace("-", " ").replace("_", " ").split(" ")[0]
