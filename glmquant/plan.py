@@ -39,6 +39,9 @@ from glmquant.tensors import TensorRef
 MAX_NAME_NBYTES: Final = 255 - len(".json.part")
 """Linux file systems take names of 255 bytes."""
 
+ENGINE_KEYS: Final = {"mindie": {"quantize": "w8a8_dynamic"}}
+"""Engine → the keys of config.json by which it knows W8A8 (msModelSlim writes MindIE's, too)."""
+
 _NUMBERED: Final = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
@@ -162,6 +165,7 @@ def make_plan(
     *,
     add_mtp: bool = False,
     embed_quant_config: bool = False,
+    also: Iterable[str] = (),
 ) -> Plan:
     """Decide every byte of the output that does not depend on the values of weights.
 
@@ -170,6 +174,7 @@ def make_plan(
         recipe: What each role becomes.
         add_mtp: Take the MTP layer along, float and bit-equal.
         embed_quant_config: Put the description into config.json too.
+        also: Other engines that are to take the output: keys of ``ENGINE_KEYS``.
 
     Returns:
         The plan.
@@ -199,8 +204,9 @@ def make_plan(
         _plan_shard(names[shard], shard, kept[shard], checkpoint, rules) for shard in names
     )
     description = _describe(shards, checkpoint, mtp_count)
+    also = sorted(set(also))
     config = _config_data(
-        checkpoint.config_data, mtp_count, description if embed_quant_config else None
+        checkpoint.config_data, mtp_count, description if embed_quant_config else None, also
     )
     small_files = {
         DESCRIPTION_FILE: encode_description(description),
@@ -216,6 +222,7 @@ def make_plan(
         "add_mtp": add_mtp,
         "embed_quant_config": embed_quant_config,
     }
+    settings |= {"also": also} if also else {}  # else the digest is that of earlier versions
     return Plan(
         shards=shards,
         side_files=copied,
@@ -360,7 +367,9 @@ def _index_data(shards: tuple[ShardPlan, ...]) -> bytes:
     return build_index(weight_map, sum(shard.nbytes - len(shard.header) for shard in shards))
 
 
-def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | None) -> bytes:
+def _config_data(
+    source: bytes, mtp_count: int, description: dict[str, Any] | None, also: Iterable[str]
+) -> bytes:
     """config.json of the output: the source's bytes where nothing has to change."""
     before = parse_object(source, CONFIG_FILE)
     # An empty quantization_config says nothing in the source, but vllm-ascend would believe it.
@@ -368,6 +377,8 @@ def _config_data(source: bytes, mtp_count: int, description: dict[str, Any] | No
     fields["num_nextn_predict_layers"] = mtp_count
     if description is not None:
         fields["quantization_config"] = embedded_config(description)
+    for engine in also:
+        fields |= ENGINE_KEYS[engine]
     return source if fields == before else dump_object(fields)
 
 

@@ -50,6 +50,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         ["--add-mtp"],
         ["--recipe", "w8a8-full", "--workers", "3"],
         ["--add-mtp", "--embed-quant-config"],
+        ["--add-mtp", "--also", "mindie"],
     ],
 )
 def test_a_dry_run_prints_the_same_as_plan(
@@ -76,7 +77,9 @@ def test_a_run_emits_the_plan_that_plan_prints(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("options", [[], ["--add-mtp"], ["--add-mtp", "--embed-quant-config"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--add-mtp"], ["--add-mtp", "--embed-quant-config"], ["--also", "mindie"]]
+)
 def test_planned_lengths_are_those_of_the_written_files(
     layout: str, options: list[str], tmp_path: Path, glmquant: Run
 ) -> None:

@@ -82,12 +82,11 @@ def test_what_is_missing_is_grafted_bit_for_bit_and_undone_again(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("embed", [False, True])
+@pytest.mark.parametrize("flags", [[], ["--embed-quant-config"], ["--also", "mindie"]])
 def test_w8a8_and_then_add_mtp_is_w8a8_with_add_mtp_up_to_the_layout_of_shards(
-    tmp_path: Path, glmquant: Run, layout: str, embed: bool
+    tmp_path: Path, glmquant: Run, layout: str, flags: list[str]
 ) -> None:
     source = build_checkpoint(tmp_path / "GLM", layout)
-    flags = ["--embed-quant-config"] * embed
     glmquant("w8a8", source.folder, tmp_path / "base", *flags)
     glmquant("w8a8", source.folder, tmp_path / "whole", "--add-mtp", *flags)
     graft(glmquant, tmp_path / "base", source)

@@ -111,8 +111,12 @@ def test_the_digest_tells_plans_apart(tmp_path: Path) -> None:
         make_plan(checkpoint, load_recipe("w8a8"), add_mtp=True),
         make_plan(checkpoint, load_recipe("w8a8-full")),
         make_plan(checkpoint, load_recipe("w8a8"), embed_quant_config=True),
+        make_plan(checkpoint, load_recipe("w8a8"), also=["mindie"]),
     ]
-    assert len({plan.digest for plan in plans}) == 4
+    assert len({plan.digest for plan in plans}) == 5
+    again = make_plan(checkpoint, load_recipe("w8a8"), also=["mindie", "mindie"])
+    assert again.digest == plans[4].digest
+    assert "also" not in plans[0].settings
     assert make_plan(checkpoint, load_recipe("w8a8")).digest == plans[0].digest
     shutil.copytree(source.folder, tmp_path / "copy")
     copy = open_checkpoint(FolderSource(tmp_path / "copy"))

@@ -158,6 +158,32 @@ def test_the_whole_description_can_be_embedded(
     }
 
 
+@pytest.mark.parametrize("more", [[], ["--embed-quant-config"]])
+def test_mindie_finds_its_key_and_nothing_else_changes(
+    more: list[str], nano: Recorded, tmp_path: Path, glmquant: Run
+) -> None:
+    plain, also = tmp_path / "plain", tmp_path / "also"
+    words = ("w8a8", nano.folder, also, "--add-mtp", *more)
+    assert glmquant("w8a8", nano.folder, plain, "--add-mtp", *more).exit_code == 0
+    assert glmquant(*words, "--also", "mindie").exit_code == 0
+    before, after = folder_bytes(plain), folder_bytes(also)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed == {"config.json", "glmquant_manifest.json"}
+    config = json.loads(before["config.json"])
+    assert json.loads(after["config.json"]) == config | {"quantize": "w8a8_dynamic"}
+    report = glmquant("verify", also, "--source", nano.folder, "--engine", "none", "--json")
+    assert (report.exit_code, report.events[-1]["findings"]) == (0, [])
+    plain_report = glmquant("verify", plain, "--source", nano.folder, "--engine", "none", "--json")
+    assert report.events[-1]["engines"] == plain_report.events[-1]["engines"]
+    inspected = glmquant("inspect", also, "--json").events[-1]
+    assert inspected["format"]["name"] == "W8A8"
+    assert "already done" in glmquant(*words, "--also", "mindie").stdout
+    refused = glmquant(*words)
+    assert refused.exit_code == 1
+    assert "also ['mindie']" in refused.stderr
+    assert glmquant("w8a8", nano.folder, also, "--also", "sglang").exit_code == 2
+
+
 def test_numbered_shards_count_anew_where_the_mtp_shard_is_dropped(
     tmp_path: Path, glmquant: Run
 ) -> None:

@@ -39,6 +39,13 @@ embed_option = click.option(
     is_flag=True,
     help="Put the description into config.json too, so that vllm-ascend 0.13 needs no flag.",
 )
+also_option = click.option(
+    "--also",
+    multiple=True,
+    type=click.Choice(["mindie"]),
+    help="Another engine that is to take the output, too. mindie: the key quantize goes into "
+    "config.json, which no other engine reads.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 
 
@@ -60,6 +67,8 @@ def w8a8_command(ctx: click.Context, source: Path) -> str:
         words += ["--workers", str(typed["workers"])]
     words += ["--overwrite"] * typed.get("overwrite", False)
     words += ["--embed-quant-config"] * typed["embed_quant_config"]
+    for engine in dict.fromkeys(typed["also"]):
+        words += ["--also", engine]
     words += ["--stream"] * typed.get("stream", False)
     for option in ("keep_source", "shards_in_flight", "revision"):
         if typed.get(option) is not None:

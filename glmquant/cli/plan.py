@@ -8,6 +8,7 @@ import click
 
 from glmquant.cli.options import (
     add_mtp_option,
+    also_option,
     embed_option,
     json_option,
     recipe_option,
@@ -29,6 +30,7 @@ LARGEST_CONTEXT = 10_000_000
 @recipe_option
 @workers_option
 @embed_option
+@also_option
 @click.option(
     "--machine",
     type=click.Choice(list(MACHINES), case_sensitive=False),
@@ -51,6 +53,7 @@ def plan(
     recipe_name: str | None,
     workers: int,
     embed_quant_config: bool,
+    also: tuple[str, ...],
     machine: str | None,
     context: int | None,
     all_files: bool,
@@ -79,7 +82,9 @@ def plan(
     recipe = load_recipe(recipe_name) if recipe_name else default_recipe()
     with headers_of(source, partial(choose_source, verb="plan"), as_json=as_json) as named:
         checkpoint = open_checkpoint(FolderSource(named.folder))
-        made = make_plan(checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config)
+        made = make_plan(
+            checkpoint, recipe, add_mtp=add_mtp, embed_quant_config=embed_quant_config, also=also
+        )
         told = forecast(made, checkpoint, workers=workers, machine=machine, context=context)
     target_dir = default_target(named.shown, recipe.name, add_mtp)
     command = w8a8_command(ctx, named.shown)

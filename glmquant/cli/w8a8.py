@@ -12,6 +12,7 @@ import click
 
 from glmquant.cli.options import (
     add_mtp_option,
+    also_option,
     embed_option,
     json_option,
     recipe_option,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     "--dry-run", is_flag=True, help="Check the source, print what `plan` prints; write nothing."
 )
 @embed_option
+@also_option
 @click.option(
     "--stream",
     is_flag=True,
@@ -83,6 +85,7 @@ def w8a8(
     overwrite: bool,
     dry_run: bool,
     embed_quant_config: bool,
+    also: tuple[str, ...],
     stream: bool,
     keep_source: Path | None,
     shards_in_flight: int | None,
@@ -115,7 +118,7 @@ def w8a8(
         revision=revision,
     )
     recipe = load_recipe(recipe_name) if recipe_name else default_recipe()
-    job = _Job(ctx, recipe, add_mtp, embed_quant_config, workers, overwrite, dry_run, as_json)
+    job = _Job(ctx, recipe, add_mtp, embed_quant_config, also, workers, overwrite, dry_run, as_json)
     if wanted is None:
         source_dir = choose_source(source)
         target_dir = target or default_target(source_dir, recipe.name, add_mtp)
@@ -134,6 +137,7 @@ class _Job(NamedTuple):
     recipe: Recipe
     add_mtp: bool
     embed_quant_config: bool
+    also: tuple[str, ...]
     workers: int
     overwrite: bool
     dry_run: bool
@@ -169,6 +173,7 @@ def _quantize(
         job.recipe,
         add_mtp=job.add_mtp,
         embed_quant_config=job.embed_quant_config,
+        also=job.also,
     )
     beside_nbytes = stream.room_beside(target_dir, plan) if stream else 0
 
