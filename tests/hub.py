@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tests.hub_repos import Entry, Repos
 from tests.hub_server import Server
+from tests.hub_uploads import Uploads
 
 SIGNED_SECONDS = 3600.0
 
@@ -45,6 +46,9 @@ class Fault:
 
     Kinds of the hub: ``door``: ``status`` where a file's redirect or bytes would be. ``api``,
     ``api-json`` and ``api-cut``: an error, a page of HTML or half the body for a listing.
+
+    Kinds of what is sent: ``post`` and ``put``: ``status`` for a request whose path has ``match``.
+    ``put-cut``: the connection ends after ``at`` bytes were taken.
     """
 
     kind: str
@@ -113,8 +117,10 @@ class Hub:
         lfs_min_nbytes: int = 1 << 20,
         port: int = 0,
         line_bps: float = 0.0,
+        uploads: Path | None = None,
     ) -> None:
         self.line = Line(line_bps)
+        self.uploads = Uploads(uploads) if uploads else None
         self.repos = Repos(repos, lfs_min_nbytes)
         self.token = token
         self.is_direct = is_direct

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.hub_protocols import Asking, File, Page, answer, unauthorized
 from tests.hub_repos import Entry
+from tests.hub_uploads import answer_post, put_object
 
 if TYPE_CHECKING:
     from tests.hub import Asked, Fault, Hub
@@ -108,6 +109,35 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_as_hub(urllib.parse.unquote(split.path), query)
         else:
             self.answer_as_cdn(split.path, query)
+
+    def do_POST(self) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server.origin != "hub":
+            self.send_page(Page({"Code": 405}, 405))
+        elif self.hub.token is not None and self.token() != self.hub.token:
+            self.send_page(unauthorized(path))
+        elif fault := self.hub.take(path, "post"):
+            self.send_status(fault, path)
+        else:
+            self.send_page(answer_post(self.hub, path, body), note=path)
+
+    def do_PUT(self) -> None:
+        split = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(split.query))
+        nbytes = int(self.headers.get("Content-Length") or 0)
+        if fault := self.hub.take(split.path, "put-cut"):
+            self.rfile.read(min(fault.at, nbytes))
+            self.asked(0, "put-cut")
+            self.close_connection = True
+            return
+        body = self.rfile.read(nbytes)
+        if fault := self.hub.take(split.path, "put"):
+            self.send_status(fault, split.path)
+            return
+        sha256 = split.path.rpartition("/")[2]
+        page = put_object(self.hub, sha256, query.get("Signature", ""), body)
+        self.send_page(page, note=f"{nbytes} bytes")
 
     def answer_as_hub(self, path: str, query: Mapping[str, str]) -> None:
         if self.hub.token is not None and self.token() != self.hub.token:

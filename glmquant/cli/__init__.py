@@ -21,6 +21,7 @@ from glmquant.cli.inspect import inspect
 from glmquant.cli.models import models
 from glmquant.cli.plan import plan
 from glmquant.cli.progress import emit
+from glmquant.cli.publish import publish
 from glmquant.cli.recipes import recipes
 from glmquant.cli.verify import verify
 from glmquant.cli.w8a8 import w8a8
@@ -81,6 +82,6 @@ def main() -> None:
 
 for _command in (
     *(doctor, models, fetch, inspect, plan, w8a8, add_mtp, verify),
-    *(card, recipes, demo, engine),
+    *(card, publish, recipes, demo, engine),
 ):
     main.add_command(_command)
