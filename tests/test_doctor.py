@@ -193,6 +193,17 @@ def test_versions_that_do_not_go_together_are_named_with_remedy_and_source(
     )
 
 
+def test_the_triton_of_gpus_is_no_triton_of_npus(looked_at: Callable[..., Checks]) -> None:
+    assert "triton with vllm-ascend" not in looked_at(triton="3.6.0")
+
+
+def test_a_triton_beside_vllm_ascend_has_to_be_the_right_one(
+    looked_at: Callable[..., Checks],
+) -> None:
+    found = looked_at(triton="3.6.0", vllm_ascend="0.23.0", vllm="0.23.0")
+    assert found["triton with vllm-ascend"]["state"] == "problem"
+
+
 def test_a_release_that_the_table_lacks_is_judged_by_what_it_declares(
     looked_at: Callable[..., Checks], tmp_path: Path
 ) -> None:
@@ -293,6 +304,15 @@ def test_an_a3_is_known_by_its_chips(
     chips = parse_npu_smi(npu_smi.a3())
     assert [chip.label for chip in chips][:3] == ["0", "0.1", "1"]
     assert {chip.used_nbytes for chip in chips} == {3180 << 20}
+
+
+def test_a_card_without_hbm_has_its_memory_read() -> None:
+    text = (
+        "| 0     310P3               | OK            | NA          44                0    / 0 |\n"
+        "| 0     0                   | 0000:82:00.0  | 0           1853 / 44280                 |\n"
+    )
+    (chip,) = parse_npu_smi(text)
+    assert (chip.name, chip.used_nbytes >> 20, chip.nbytes >> 20) == ("310P3", 1853, 44280)
 
 
 def test_a_part_of_a_machine_is_none(npus: Callable[..., Checks]) -> None:
@@ -512,7 +532,12 @@ def test_a_proxy_and_its_certificate_are_used_and_its_password_is_not_shown(
     found = told(ran)
     assert found["modelscope"]["state"] == "ok", found["modelscope"]
     assert "https_proxy=http://***@127.0.0.1" in found["modelscope"]["text"]
+    assert "hid" not in ran.stdout.replace("hidden", "")
     assert "hidden" not in ran.stdout
+    monkeypatch.setenv("https_proxy", "http://me:hid/den@127.0.0.1:1")  # no address, a secret yet
+    ran = glmquant("doctor", "--timeout", "1")
+    assert "https_proxy=http://***@127.0.0.1:1" in ran.stdout
+    assert "hid/den" not in ran.stdout
 
 
 def test_offline_asks_nobody(hub: Hub, glmquant: Run) -> None:

@@ -206,7 +206,9 @@ def _send(
             sys.stderr.flush()
 
     size = f"{len(parcel.files)} files, {nbytes_text(parcel.nbytes)}"
-    if not as_json:
+    if as_json:
+        emit("status", doing=f"sending {size}")
+    else:
         click.echo(f"verified; sending {size} to {target.text}", err=True)
     run_modelscope(
         program,

@@ -101,6 +101,15 @@ def _check_triton(versions: dict[str, str], pip: str) -> Iterator[Check]:
             f"{pip} uninstall -y triton triton-ascend && {pip} install triton-ascend=={ascend}",
             TRITON_SOURCE,
         )
+    elif theirs and versions.get("vllm-ascend"):
+        yield Check(
+            GROUP,
+            "triton with vllm-ascend",
+            State.PROBLEM,
+            f"triton {theirs} has no back-end for NPUs, triton-ascend is missing",
+            f"{pip} uninstall -y triton && {pip} install triton-ascend",
+            "vllm-ascend Dockerfile (182b75e), which removes what vllm brings along on x86-64",
+        )
 
 
 def _check_stack(installed: Installed, cann: str | None, pip: str) -> Iterator[Check]:

@@ -23,12 +23,13 @@ _MIB: Final = 1 << 20
 _CHIPS_A_CARD: Final = {"a2": 1, "a3": 2}
 
 _TOOL: Final = re.compile(r"\|\s*npu-smi\s+(\S+)\s+Version:\s*(\S+)")
-_FIRST: Final = re.compile(r"\|\s*(\d+)\s+([\w-]*[A-Za-z][\w-]*|\w*\d[A-Z]\w*)\s*\|\s*(\w+)\s*\|.*")
+_FIRST: Final = re.compile(r"\|\s*(\d+)\s+([\w-]*[A-Za-z][\w-]*)\s*\|\s*(\w+)\s*\|")
 _SECOND: Final = re.compile(
-    r"\|\s*(\d+)(?:\s+(\d+))?\s*\|\s*[0-9A-Fa-f:.]+\s*\|\s*\d+"
-    r"\s+\d+\s*/\s*\d+\s+(\d+)\s*/\s*(\d+)\s*\|"
+    r"\|\s*(\d+)(?:\s+\d+)?\s*\|\s*[0-9A-Fa-f:.]+\s*\|\s*\d+"
+    r"(?:\s+\d+\s*/\s*\d+)?\s+(\d+)\s*/\s*(\d+)\s*\|"
 )
-"""The two lines of a chip in npu-smi 23.0, 24.1, 25.3 and 26.0: name and health, then memory."""
+"""The two lines of a chip in npu-smi 23.0, 24.1, 25.3 and 26.0: name and health, then memory, HBM
+last where there is any."""
 
 _SET_ENV: Final = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
 _VERSION: Final = re.compile(r"^\s*[Vv]ersion\s*=\s*\"?([\w.]+)", re.MULTILINE)
@@ -70,7 +71,7 @@ def parse_npu_smi(text: str) -> tuple[Chip, ...]:
     for line in text.splitlines():
         if second := _SECOND.match(line):
             if first is not None:
-                chip, _, used, total = second.groups()
+                chip, used, total = second.groups()
                 card, name, health = first
                 chips.append(
                     Chip(int(card), int(chip), name, health, int(used) * _MIB, int(total) * _MIB)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -108,7 +107,9 @@ def _proxy(environment: Mapping[str, str]) -> str | None:
     """The proxy that is set, without its password."""
     for name in _PROXIES:
         if value := environment.get(name):
-            return f"{name}={re.sub(r'[^/@]*@', '***@', value)}"
+            before, at, host = value.rpartition("@")
+            scheme, mark, _ = before.partition("://")
+            return f"{name}={scheme + mark if mark else ''}***@{host}" if at else f"{name}={value}"
     return None
 
 
