@@ -128,6 +128,32 @@ def test_the_licence_is_the_cards_or_has_to_be_said(output: Path, glmquant: Run)
     assert glmquant("publish", output, *TO).exit_code == 2
 
 
+@pytest.mark.usefixtures("without_program")
+@pytest.mark.parametrize("change", ["another file", "one less", "a graft"])
+def test_a_card_of_other_files_does_not_go(
+    change: str, nano: Recorded, output: Path, tmp_path: Path, glmquant: Run
+) -> None:
+    if change == "a graft":
+        output = tmp_path / "bare"
+        assert glmquant("w8a8", nano.folder, output).exit_code == 0
+    words = ("publish", output, *TO, "--license", "mit")
+    assert glmquant("card", output).exit_code == 0
+    if change == "a graft":
+        assert glmquant("add-mtp", output, "--from", nano.folder).exit_code == 0
+    elif change == "one less":
+        (output / "LICENSE").unlink()
+    else:
+        (output / "generation_config.json").write_text("{}")
+    ran = glmquant(*words)
+    assert ran.exit_code == 1
+    assert "the card is not that of these files" in ran.stderr
+    assert f"hint:     glmquant card {output}" in ran.stderr
+    assert glmquant("card", output).exit_code == 0
+    assert "the card is not" not in glmquant(*words).stderr
+    (output / "README.md").write_text("# Mine\n")
+    assert "the card is not" not in glmquant(*words).stderr
+
+
 @pytest.mark.parametrize(
     "to", ["me/GLM", "nowhere:me/GLM", "modelscope:GLM", "modelscope:me/../GLM", "modelscope:"]
 )

@@ -88,7 +88,7 @@ def publish(
     from glmquant.cli.folders import choose_quantized
     from glmquant.hubs.known import HubName, find_model
     from glmquant.publish.commands import shown_commands
-    from glmquant.publish.parcel import pack, require_licence
+    from glmquant.publish.parcel import pack, require_current_card, require_licence
 
     path = choose_quantized(folder, "publish")
     target = find_model(to) if ":" in to else _refuse_target(to)
@@ -104,6 +104,7 @@ def publish(
     if target.hub is not HubName.MODELSCOPE:
         _echo_commands(target, commands, as_json)
         return
+    require_current_card(parcel)
     licence = require_licence(licence)
     program = _require_program(target, commands)
     report = _verified(path, engine, workers, as_json)

@@ -12,11 +12,12 @@ import yaml
 from glmquant.errors import CheckpointError, TargetError, UsageError
 from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.reconcile import listing
+from glmquant.report.card import CARD_FILE, is_card
+from glmquant.report.sums import outdated_files
 from glmquant.sidefiles import UNFINISHED
 from glmquant.source import FolderSource
 from glmquant.storage import STATE_DIR, reading
 
-CARD_FILE: Final = "README.md"
 _MAX_CARD_NBYTES: Final = 16_000_000
 
 
@@ -96,6 +97,32 @@ def _licence(folder: Path) -> str | None:
         return None
     licence = matter.get("license") if isinstance(matter, dict) else None
     return licence if isinstance(licence, str) and licence else None
+
+
+def require_current_card(parcel: Parcel) -> None:
+    """Refuse a card of ours that was made of other files; others' are theirs to keep.
+
+    Args:
+        parcel: What would go.
+
+    Raises:
+        TargetError: It lists other files, or other sums.
+        StorageError: A file cannot be read.
+    """
+    path = parcel.folder / CARD_FILE
+    if not parcel.has_card or not is_card(path):
+        return
+    with reading(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    others = {name: nbytes for name, nbytes in parcel.files.items() if name != CARD_FILE}
+    if changed := outdated_files(text, parcel.folder, others):
+        raise TargetError(
+            "the card is not that of these files",
+            where=str(path),
+            expected="the SHA-256 of every file as it is",
+            found=f"{len(changed)} files that it lacks or lists otherwise: {listing(changed)}",
+            hint=shlex.join(["glmquant", "card", str(parcel.folder)]),
+        )
 
 
 def require_licence(licence: str | None) -> str:
