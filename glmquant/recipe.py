@@ -64,11 +64,15 @@ class Recipe(BaseModel):
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
-def recipe_dir() -> Path:
-    """The folder of the recipes that come with glmquant, installed or in a checkout."""
+def recipe_dir(kind: str = "quant") -> Path:
+    """The folder of data that comes with glmquant, installed or in a checkout.
+
+    Args:
+        kind: ``quant`` for recipes, ``serve`` for what ``glmquant serve`` knows.
+    """
     package = Path(__file__).parent
-    installed = package / "recipes" / "quant"
-    return installed if installed.is_dir() else package.parent / "recipes" / "quant"
+    installed = package / "recipes" / kind
+    return installed if installed.is_dir() else package.parent / "recipes" / kind
 
 
 def list_recipes() -> list[Recipe]:

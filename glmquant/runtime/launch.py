@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 SERVED_NAME: Final = "glmquant"
 """Under which the model is asked for, wherever it lies."""
@@ -53,25 +54,42 @@ def serve_command(request: ServeRequest, program: str = "vllm") -> list[str]:
         request: What is to be served.
         program: The ``vllm`` to run.
     """
-    words = [program, "serve", str(request.folder)]
-    words += ["--host", request.host, "--port", str(request.port)]
-    words += ["--served-model-name", SERVED_NAME, "--seed", "0"]
-    for option, value in (
-        ("--quantization", request.quantization),
-        ("--dtype", request.dtype),
-        ("--max-model-len", request.max_model_len),
-        ("--max-num-seqs", request.max_num_seqs),
-        ("--max-logprobs", request.max_logprobs),
-    ):
-        if value is not None:
-            words += [option, str(value)]
-    if request.tensor_parallel > 1:
-        words += ["--tensor-parallel-size", str(request.tensor_parallel)]
-    words += ["--enable-expert-parallel"] * request.expert_parallel
-    words += ["--enforce-eager"] * request.eager
-    words += ["--no-enable-prefix-caching"] * (not request.prefix_caching)
-    if request.speculative_tokens:
-        words += ["--speculative-config", speculative_config(request.speculative_tokens)]
+    tokens = request.speculative_tokens
+    options = {
+        "--host": request.host,
+        "--port": request.port,
+        "--served-model-name": SERVED_NAME,
+        "--seed": 0,
+        "--quantization": request.quantization,
+        "--dtype": request.dtype,
+        "--max-model-len": request.max_model_len,
+        "--max-num-seqs": request.max_num_seqs,
+        "--max-logprobs": request.max_logprobs,
+        "--tensor-parallel-size": request.tensor_parallel if request.tensor_parallel > 1 else None,
+        "--enable-expert-parallel": request.expert_parallel,
+        "--enforce-eager": request.eager,
+        "--no-enable-prefix-caching": not request.prefix_caching,
+        "--speculative-config": speculative_config(tokens) if tokens else None,
+    }
+    return command_words([program, "serve"], str(request.folder), options)
+
+
+def command_words(program: Sequence[str], folder: str, options: Mapping[str, Any]) -> list[str]:
+    """The words of a command that serves a folder, whatever engine it is of.
+
+    Args:
+        program: Its first words.
+        folder: What stands behind them.
+        options: Flag → value, in the order of the command. True is the flag alone, None and False
+            are left out, and what is no text or number is written as JSON.
+    """
+    words = [*program, folder]
+    for flag, value in options.items():
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            is_plain = isinstance(value, (str, int, float))
+            words += [flag, str(value) if is_plain else json.dumps(value)]
     return words
 
 

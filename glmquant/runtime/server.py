@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -58,9 +59,10 @@ class Server:
         url: str,
         log: Path,
         answer_seconds: float,
+        api_key: str | None = None,
     ) -> None:
         self.log = log
-        self.client = Client(url, self.fail, answer_seconds=answer_seconds)
+        self.client = Client(url, self.fail, answer_seconds=answer_seconds, api_key=api_key)
         with writing(log), log.open("wb") as output:
             # Sockets lie in it, whose paths may have 107 characters.
             self.scratch = Path(tempfile.mkdtemp(prefix="gq-", dir=short_temporary_folder()))
@@ -74,19 +76,27 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for us; the server's end is by the pipe
             )
 
-    def await_ready(self, what: str, limit_seconds: float, observer: Observer) -> None:
+    def await_ready(
+        self,
+        what: str,
+        limit_seconds: float,
+        observer: Observer,
+        until: threading.Event | None = None,
+    ) -> None:
         """Return when it answers.
 
         Args:
             what: What it serves, for progress.
             limit_seconds: How long that may take.
             observer: Is told what the server says meanwhile.
+            until: Once set, it is not awaited any longer.
 
         Raises:
             EngineError: It ended, or did not answer in time.
         """
         begun = time.monotonic()
-        while not self.client.is_ready():
+        until = until or threading.Event()
+        while not until.is_set() and not self.client.is_ready():
             elapsed = time.monotonic() - begun
             if self._guard.poll() is not None:
                 self.fail("the engine ended before it answered")
@@ -97,7 +107,20 @@ class Server:
                 )
             last = "".join(read_tail(self.log, 1))
             observer.tell(f"starting the engine on {what}, {elapsed:.0f} s: {last[:100]}")
-            time.sleep(_POLL_SECONDS)
+            until.wait(_POLL_SECONDS)
+
+    def await_end(self, until: threading.Event) -> None:
+        """Return when it shall end.
+
+        Args:
+            until: Set when it shall.
+
+        Raises:
+            EngineError: It ended by itself.
+        """
+        while not until.wait(_POLL_SECONDS):
+            if self._guard.poll() is not None:
+                self.fail("the engine ended by itself")
 
     def fail(self, what: str, *, hint: str | None = None, found: str | None = None) -> NoReturn:
         """Raise an error with the end of the log.
@@ -156,6 +179,8 @@ def running(
     limit_seconds: float,
     answer_seconds: float,
     observer: Observer,
+    api_key: str | None = None,
+    until: threading.Event | None = None,
 ) -> Iterator[Server]:
     """A server that is ready, for as long as the block lasts.
 
@@ -169,16 +194,18 @@ def running(
         limit_seconds: How long it may take to be ready.
         answer_seconds: How long a request may take.
         observer: Is told how it goes.
+        api_key: The key that it asks for.
+        until: Once set, it is not awaited any longer, and may not be ready.
 
     Raises:
         EngineError: It could not be started, ended, or did not answer in time.
     """
     descriptor, name = tempfile.mkstemp(prefix="glmquant-engine-", suffix=".log")
     os.close(descriptor)
-    server = Server(command, environment, url, Path(name), answer_seconds)
+    server = Server(command, environment, url, Path(name), answer_seconds, api_key)
     is_log_of_use = False
     try:
-        server.await_ready(what, limit_seconds, observer)
+        server.await_ready(what, limit_seconds, observer, until)
         yield server
     except EngineError:
         is_log_of_use = True

@@ -9,7 +9,7 @@ from typing import Final
 from glmquant.errors import UsageError
 from glmquant.runtime import hosts
 from glmquant.runtime.environment import host
-from glmquant.runtime.environment.layout import find_engine
+from glmquant.runtime.environment.layout import Engine, find_engine
 from glmquant.runtime.serving import Backend, ascend_backend, cpu_backend
 
 REFERENCE_NBYTES: Final = 10**9
@@ -85,7 +85,15 @@ def _ascend() -> Choice:
     return Choice(EngineKind.ASCEND, ascend_backend(program, npus))
 
 
-def _cpu(nbytes: int) -> Choice:
+def require_cpu_engine(nbytes: int) -> Engine:
+    """The CPU engine, which has room for weights.
+
+    Args:
+        nbytes: Of the weights.
+
+    Raises:
+        UsageError: There is none, or too little memory.
+    """
     engine = find_engine()
     if engine is None:
         raise UsageError(
@@ -104,7 +112,11 @@ def _cpu(nbytes: int) -> Choice:
             found=f"{available / 1e9:.1f} GB available",
             hint="--engine reference holds one layer at a time; --engine none reads files alone",
         )
-    return Choice(EngineKind.CPU, cpu_backend(engine))
+    return engine
+
+
+def _cpu(nbytes: int) -> Choice:
+    return Choice(EngineKind.CPU, cpu_backend(require_cpu_engine(nbytes)))
 
 
 def _best(nbytes: int) -> Choice:

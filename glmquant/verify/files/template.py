@@ -31,7 +31,7 @@ def check_template(subject: Subject) -> Iterator[Finding]:
         One finding for the template that cannot be read, or a case that it does not render.
     """
     try:
-        found = _template_of(subject)
+        found = template_of(subject)
     except (GlmquantError, UnicodeDecodeError) as error:
         yield _finding(TEMPLATE_FILE, "text in UTF-8", _reason(error))
         return
@@ -60,7 +60,7 @@ def _rendered_apart(text: str, tokens: dict[str, str]) -> tuple[str, str] | None
     return None if told is None else (told[0], printable(told[1], 200))
 
 
-def _template_of(subject: Subject) -> tuple[str, str] | None:
+def template_of(subject: Subject) -> tuple[str, str] | None:
     """Where the template stands and its text: the file first, as in transformers."""
     nbytes = subject.found.files.get(TEMPLATE_FILE)
     if nbytes is not None:
