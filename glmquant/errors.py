@@ -20,6 +20,7 @@ GlmquantError                 exit code 1
 ├── TargetError               the target folder cannot be written as asked
 │   └── DiskSpaceError        too little room
 ├── HubError                  a hub cannot be reached, refuses, or gives what it does not list
+├── DeployError               checkpoint, machine, version and settings do not go together
 ├── EngineError               an engine cannot be had, did not load, died, or answered wrongly
 └── StorageError              the operating system refused to read or write
 """
@@ -151,6 +152,10 @@ class DiskSpaceError(TargetError):
 
 class HubError(GlmquantError):
     """A hub cannot be reached, refuses, or gives something else than it lists."""
+
+
+class DeployError(GlmquantError):
+    """A checkpoint, a machine, an engine's version and settings do not go together."""
 
 
 class EngineError(GlmquantError):

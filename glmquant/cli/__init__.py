@@ -23,6 +23,7 @@ from glmquant.cli.plan import plan
 from glmquant.cli.progress import emit
 from glmquant.cli.publish import publish
 from glmquant.cli.recipes import recipes
+from glmquant.cli.serve import serve
 from glmquant.cli.verify import verify
 from glmquant.cli.w8a8 import w8a8
 from glmquant.errors import GlmquantError, StorageError
@@ -82,6 +83,6 @@ def main() -> None:
 
 for _command in (
     *(doctor, models, fetch, inspect, plan, w8a8, add_mtp, verify),
-    *(card, publish, recipes, demo, engine),
+    *(serve, card, publish, recipes, demo, engine),
 ):
     main.add_command(_command)
