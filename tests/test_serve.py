@@ -80,6 +80,36 @@ def test_nothing_is_written_into_the_checkpoint(
     assert sorted(path.stem for path in tmp_path.iterdir()) == expected.split()
 
 
+@pytest.mark.parametrize(("npus", "machine"), [(8, "A2"), (16, "A3")])
+def test_the_machine_is_told_by_its_npus(
+    npus: int, machine: str, weights: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmquant.deploy.request.count_npus", lambda: npus)
+    assert f"one Atlas 800 {machine}" in glmquant("serve", weights).stdout
+
+
+@pytest.mark.parametrize("version", ["0.30", "v0.30.0rc2", "0.30.0RC2"])
+def test_a_version_may_be_named_as_people_name_it(
+    version: str, weights: Path, glmquant: Run
+) -> None:
+    ran = glmquant("serve", weights, "--machine", "a2", "--version", version, "--docker")
+    assert "quay.io/ascend/vllm-ascend:v0.30.0rc2 \\" in ran.stdout
+    assert "the default" not in ran.stderr
+
+
+def test_a_mirror_is_put_before_the_image(weights: Path, glmquant: Run) -> None:
+    ran = glmquant("serve", weights, "--machine", "a3", "--compose", "--mirror")
+    assert "image: m.daocloud.io/quay.io/ascend/vllm-ascend:v0.23.0-a3" in ran.stdout
+
+
+def test_sglang_is_served_on_one_machine(weights: Path, glmquant: Run) -> None:
+    ran = glmquant("serve", weights, "--machine", "a2", "--engine", "sglang", "--docker")
+    assert ran.exit_code == 0
+    assert "quay.io/ascend/sglang:v0.5.14-cann9.0.0-910b" in ran.stdout
+    assert "python3 -m sglang.launch_server --model-path" in ran.stdout
+    assert "verify" not in ran.stderr
+
+
 def test_several_scripts_are_printed_with_their_names(weights: Path, glmquant: Run) -> None:
     ran = glmquant("serve", weights, "--machine", "2xa2", "--node", "10.0.0.1", "--node", "b")
     assert re.findall(r"^# ---- (.+)$", ran.stdout, re.MULTILINE) == ["node0.sh", "node1.sh"]

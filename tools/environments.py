@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,3 +50,30 @@ def environment(name: str) -> Path:
         run(*pip, "-r", REQUIREMENTS / f"{name}.txt")
         done.touch()
     return home / "bin"
+
+
+def unpacked(python: str | Path, package: str, versions: tuple[str, ...]) -> Path:
+    """A folder with the Python files of a package's wheels, ``PACKAGE-VERSION`` each, got once.
+
+    Args:
+        python: The interpreter whose pip takes them and for which they are.
+        package: Its name.
+        versions: Exactly these.
+    """
+    home = cache_dir() / "sources"
+    for version in versions:
+        folder = home / f"{package}-{version}"
+        if folder.exists():
+            continue
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            pip = (python, "-m", "pip", "--disable-pip-version-check", "download", "-q")
+            only = ("--no-deps", "--only-binary", ":all:")
+            run(*pip, *only, "-d", scratch, f"{package}=={version}")
+            (wheel,) = Path(scratch).glob("*.whl")
+            part = Path(scratch) / "part"
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if name.endswith(".py")]
+                archive.extractall(part, names)
+            part.rename(folder)
+    return home

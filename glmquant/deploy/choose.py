@@ -10,7 +10,7 @@ from glmquant.deploy.data import EngineData, Profile, Target, Version, load_prof
 from glmquant.deploy.script import Addresses
 from glmquant.errors import UsageError
 
-_ADDRESS: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
+_ADDRESS: Final = re.compile(r"[A-Za-z0-9:]([A-Za-z0-9.:-]*[A-Za-z0-9:])?")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SERVED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 

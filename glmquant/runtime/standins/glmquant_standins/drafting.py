@@ -9,7 +9,6 @@ _LAUNCHERS = {
     "vllm.v1.sample.rejection_sampler": {
         "_rejection_greedy_sample": "rejection_greedy_sample_kernel",
         "_rejection_random_sample": "rejection_random_sample_kernel",
-        "_expand": "expand_kernel",
         "_sample_recovered_tokens": "sample_recovered_tokens_kernel",
     },
     "vllm.v1.spec_decode.utils": {
@@ -57,6 +56,22 @@ class _StepKernel:
         )
 
 
+class _ExpandKernel:
+    """A value of each request for each of its draft tokens: temperature, top-k and top-p.
+
+    The CPU's own calls an argument otherwise, and reads numbers of any kind as int64.
+    """
+
+    def __getitem__(self, grid):
+        return self.func
+
+    @staticmethod
+    def func(output, input, cu_num_tokens, replace_from, replace_to, MAX_NUM_TOKENS):  # noqa: N803
+        values = input.masked_fill(input == replace_from, replace_to)
+        counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+        output.copy_(values.repeat_interleave(counts))
+
+
 def mend():
     """Let the launching functions call the CPU kernels."""
     from importlib import import_module
@@ -68,5 +83,7 @@ def mend():
         for launcher, kernel in launchers.items():
             if hasattr(module, launcher):
                 getattr(module, launcher).kernel = getattr(cpu_triton_utils, kernel)
+    sampler = import_module("vllm.v1.sample.rejection_sampler")
+    sampler._expand.kernel = _ExpandKernel()
     steps = import_module("vllm.v1.spec_decode.utils")
     steps._eagle_step_slot_mapping_metadata.kernel = _StepKernel()
