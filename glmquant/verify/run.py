@@ -12,7 +12,7 @@ from glmquant.checkpoint import Checkpoint
 from glmquant.errors import UsageError
 from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 from glmquant.observer import Observer
-from glmquant.runtime.launch import ServeRequest, serve_command
+from glmquant.runtime.hosts import count_npus
 from glmquant.source import FolderSource
 from glmquant.verify.behaviour.behaviour import Behaviour
 from glmquant.verify.behaviour.check import Run, Wish, check_behaviour, choose
@@ -240,9 +240,5 @@ def next_command(report: Report, folder: str) -> str:
     if engine is not None:
         source = ["--source", report.source] if engine != EngineKind.ASCEND.value else []
         return shlex.join(["glmquant", "verify", folder, *source, "--engine", engine])
-    tokens = 1 if report.subject.mtp_layers else 0
-    return shlex.join(
-        serve_command(
-            ServeRequest(Path(folder), 8000, quantization="ascend", speculative_tokens=tokens)
-        )
-    )
+    machine = [] if count_npus() else ["--machine", "a3"]
+    return shlex.join(["glmquant", "serve", folder, *machine])
