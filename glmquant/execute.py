@@ -99,7 +99,7 @@ def execute(
         admit(plan, target_dir, overwrite, beside_nbytes)  # before the folder is made
     with locked_folder(target_dir):
         if not overwrite:
-            refuse_moved(plan, source, target_dir)
+            refuse_moved(plan, source, target_dir, observer)
         if admit(plan, target_dir, overwrite, beside_nbytes) is TargetState.FINISHED:
             manifest, records = confirm_finished(plan, source, target_dir, observer)
             remove_journal(target_dir)  # a kill may have come between the two last steps
@@ -248,7 +248,9 @@ def _commit(
     run = running[0]
     try:
         records = [record for future in run.futures for record in future.result()]
-    except NonFiniteError:
+    except NonFiniteError as error:
+        if source.is_far:
+            error.hint = "the hub's weights hold it: tell whoever keeps them; finished shards stay"
         journal.sources[run.plan.source_file] = None  # refused: it may be replaced and tried again
         raise
     now = source.stamp(run.plan.source_file)

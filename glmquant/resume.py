@@ -109,13 +109,14 @@ def _has_to_come_anew(done: FileStamp, now: FileStamp) -> bool:
     return bool(now.hub_sum) and not done.hub_sum
 
 
-def refuse_moved(plan: Plan, source: FolderSource, target_dir: Path) -> None:
+def refuse_moved(plan: Plan, source: FolderSource, target_dir: Path, observer: Observer) -> None:
     """A run that was begun with a hub's model goes on with the same.
 
     Args:
         plan: What is to be written.
         source: Where it is read.
         target_dir: A folder that may hold an unfinished run.
+        observer: Is told where other files moved.
 
     Raises:
         SourceChangedError: The hub has other weights or another config.json by now.
@@ -134,6 +135,9 @@ def refuse_moved(plan: Plan, source: FolderSource, target_dir: Path) -> None:
             found=source.origin,
             hint="go on with what it was by --revision, or start over with --overwrite",
         )
+    if journal.origin != source.origin:
+        observer.warn(f"the run began with {journal.origin}; the weights are the same in "
+                      f"{source.origin}, other files may not be")  # fmt: skip
 
 
 def _fits(done: FinishedShard, shard: ShardPlan, target_dir: Path) -> bool:

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from glmquant.fetched import MARKER_FILE
 from glmquant.hubs import fetch as fetch_module
 from glmquant.hubs import prospect
-from tests import hub_protocols, hub_server
+from tests import hub_protocols, hub_repos, hub_server
 from tests.certificates import make_certificates
 from tests.conftest import Ran, folder_bytes, run_glmquant
 from tests.fetching import (
@@ -938,3 +939,114 @@ def test_a_link_in_place_of_a_folder_is_not_followed(
     ran = fetch(hub, out)
     assert (ran.exit_code, "a folder is a link" in ran.stderr) == (1, True), ran.stderr
     assert list(elsewhere.iterdir()) == []
+
+
+# What is there already is read before it is believed
+
+
+def flip_unseen(path: Path) -> None:
+    """Change a bit as a disk does: length and times stay."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("only", [(), ("--only", "mtp")])
+def test_a_file_that_a_cut_off_run_had_finished_is_read_again(
+    protocol: str, only: tuple[str, ...], hub: Hub, repo: Path, tmp_path: Path
+) -> None:
+    out, want = tmp_path / "out", tmp_path / "want"
+    assert fetch(hub, want, *only, protocol=protocol).exit_code == 0
+    last = "glmquant-partial.safetensors" if only else "model-00003-of-00003.safetensors"
+    hub.faults.append(
+        Fault("flip", "mtp.safetensors", -1, at=(repo / "mtp.safetensors").stat().st_size - 1)
+    )
+    ran = fetch(hub, out, "--workers", 1, *only, protocol=protocol)
+    assert ran.exit_code == 1, ran.stdout
+    hub.faults.clear()
+    done = [path for path in out.glob("*.safetensors") if path.name != "mtp.safetensors"]
+    for path in done:
+        flip_unseen(path)
+    assert done or only
+    ran = fetch(hub, out, *only, protocol=protocol)
+    assert ran.exit_code == 0, ran.stderr
+    have, wanted = finished(out), finished(want)
+    have.pop(MARKER_FILE, None), wanted.pop(MARKER_FILE, None)  # they name the folders
+    assert have == wanted
+    assert (out / last).is_file()
+
+
+def test_what_a_finished_fetch_recorded_is_said_to_be_believed_unread(
+    hub: Hub, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert "as recorded" not in fetch(hub, out).stdout
+    assert "as recorded, by length and time: 16; glmquant fetch --check" in fetch(hub, out).stdout
+
+
+# Odd answers and odd words
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_empty_file_with_another_sum_is_an_error(
+    protocol: str, own_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_repo / "NOTICE").write_bytes(b"not empty")
+    with Hub({NAME: own_repo}) as hub:
+        real = hub_repos.Repos.hashed
+
+        def hashed(self: hub_repos.Repos, path: str, file: Path) -> hub_repos.Entry:
+            found = real(self, path, file)
+            return dataclasses.replace(found, nbytes=0) if path == "NOTICE" else found
+
+        monkeypatch.setattr(hub_repos.Repos, "hashed", hashed)
+        monkeypatch.setattr(hub_repos.Entry, "is_current", lambda _: True)
+        ran = fetch(hub, tmp_path / "out", protocol=protocol)
+    assert (ran.exit_code, "NOTICE" in ran.stderr) == (1, True)
+
+
+def test_a_location_that_is_no_address_is_a_setback(
+    hub: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "sign", lambda *_: "http://[::1/x")
+    ran = fetch(hub, tmp_path / "out", "--retries", 2)
+    assert (ran.exit_code, "leads to no address" in ran.stderr) == (1, True), ran.stderr
+
+
+def test_a_system_without_threads_is_an_error(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("glmquant.hubs.watch.threading.Thread.start", start)
+        ran = fetch(hub, tmp_path / "out")
+    assert (ran.exit_code, "the system gives no more threads" in ran.stderr) == (1, True)
+
+
+def test_words_that_mean_nothing_are_refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run_glmquant("fetch", f"hf:{NAME}", "", "--endpoint", hub.url)
+    assert (ran.exit_code, "no folder is named" in ran.stderr) == (2, True)
+    ran = fetch(hub, tmp_path / "out", "--stall", "nan")
+    assert (ran.exit_code, "that is no time" in ran.stderr) == (2, True)
+    ran = run_glmquant("fetch", "glm-4.6", "glm-4.6")
+    assert (ran.exit_code, "would have the model's name" in ran.stderr) == (2, True)
+    assert "hint:     glmquant fetch modelscope:ZhipuAI/GLM-4.6 glm-4.6" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_says_which_endpoint_completes_it(hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert fetch(hub, out, "--only", "mtp").exit_code == 0
+    ran = run_glmquant("w8a8", out)
+    assert f"--endpoint {hub.url}" in ran.stderr
+    seen = run_glmquant("verify", out, "--engine", "none")
+    assert (seen.exit_code, f"--endpoint {hub.url}" in seen.stderr) == (2, True)
+    assert "glmquant w8a8" not in seen.stderr

@@ -128,7 +128,7 @@ def test_what_an_interruption_left_is_removed_by_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("glmquant.cli.hub_donor.shutil.rmtree", interrupt)
+        patched.setattr("glmquant.hubs.record.shutil.rmtree", interrupt)
         assert run_glmquant("add-mtp", base, "--from", ALIAS).exit_code != 0
     assert store_of(base).is_dir()
     ran = run_glmquant("add-mtp", base, "--from", ALIAS)
@@ -148,3 +148,51 @@ def test_an_output_from_a_hub_leaves_the_checkpoint_alone(
     assert load(tmp_path / "new").tensors == expected(source, base)
     assert ran.events[-1]["next"].startswith("glmquant verify ")
     assert not store_of(base).exists()
+
+
+def test_a_kill_while_the_fetched_part_is_removed_is_made_up_for(
+    source: Recorded, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(source, tmp_path / "far", "v1")
+    want = expected(source, base)
+    kept = []
+
+    def remove(folder: Path) -> None:
+        next(folder.glob("*.safetensors")).unlink()
+        kept.append(folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("glmquant.hubs.record.remove_fetched", remove)
+        assert run_glmquant("add-mtp", base, "--from", ALIAS).exit_code == 130
+    assert kept == [store_of(base)] and store_of(base).is_dir()
+    sent = hub.nbytes_sent()
+    ran = run_glmquant("add-mtp", base, "--from", ALIAS)
+    assert (ran.exit_code, "nothing is missing" in ran.stdout) == (0, True), ran.stderr
+    assert f"--source {NAME}" in ran.stdout
+    assert not store_of(base).exists()
+    assert load(base).tensors == want
+    assert hub.nbytes_sent() == sent
+
+
+def test_nothing_that_a_graft_does_not_read_comes(
+    source: Recorded, hub: Hub, tmp_path: Path
+) -> None:
+    base = make_base(source, tmp_path / "far", "v1")
+    (source.folder / "README.md").write_text("long " * 100)
+    told = run_glmquant("add-mtp", base, "--from", ALIAS, "--dry-run", "--json").events[-1]
+    names = {each["file"] for each in told["read"]}
+    assert {name for name in names if not name.endswith(".safetensors")} == {"config.json"}
+
+
+def test_a_part_that_was_fetched_is_verified_against_its_hub(
+    source: Recorded, hub: Hub, tmp_path: Path
+) -> None:
+    base = make_base(source, tmp_path / "far", "glmquant")
+    assert run_glmquant("fetch", ALIAS, tmp_path / "part", "--only", "mtp").exit_code == 0
+    ran = run_glmquant("add-mtp", base, "--from", tmp_path / "part")
+    assert ran.exit_code == 0, ran.stderr
+    (line,) = [each for each in ran.stdout.splitlines() if each.startswith("next: ")]
+    step = line.removeprefix("next: ").split()
+    assert step[-2:] == ["--source", NAME]
+    assert run_glmquant(*step[1:], "--engine", "none").exit_code == 0

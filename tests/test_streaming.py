@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +76,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith("HF_"):
             monkeypatch.delenv(name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmpdir"))
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -583,3 +585,118 @@ def test_no_path_of_the_outline_is_shown(own: tuple[Hub, Path]) -> None:
 def test_usual_number_of_shards_is_three() -> None:
     assert streaming.SHARDS_IN_FLIGHT == 3
     assert is_shard_name("model-00001-of-00002.safetensors")
+
+
+# What other commands and other people leave
+
+
+def flip_unseen(path: Path) -> None:
+    """Change a bit as a disk does: length and times stay."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def cut_off(hub: Hub) -> None:
+    """A run that ends when its first shard has come, before it is quantized."""
+
+    def arrived(self: StreamedSource, files: Any, *, is_awaited: bool) -> str | None:
+        real(self, files, is_awaited=True)
+        raise KeyboardInterrupt
+
+    real = StreamedSource.arrived
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StreamedSource, "arrived", arrived)
+        assert stream("--shards-in-flight", 1).exit_code == 130
+
+
+def test_a_shard_that_lay_there_meanwhile_is_read_before_it_is_believed(
+    hub: Hub, wanted: dict[str, bytes], here: Path
+) -> None:
+    cut_off(hub)
+    (staged,) = (here / STORE).glob("*.safetensors")
+    flip_unseen(staged)
+    ran = stream()
+    assert ran.exit_code == 0, ran.stderr
+    assert "is not what the hub has" in ran.stderr
+    assert visible(here / OUT) == wanted
+
+
+@pytest.mark.parametrize("how", ["kept", "folder", "link"])
+def test_the_folder_of_shards_goes_whoever_finishes_the_run(
+    how: str, hub: Hub, repo: Recorded, wanted: dict[str, bytes], here: Path
+) -> None:
+    interrupted(hub)
+    assert (here / STORE).is_dir()
+    if how == "kept":
+        ran = stream("--keep-source", "BF16")
+    elif how == "folder":
+        ran = run_glmquant("w8a8", repo.folder, OUT, "--add-mtp")
+    else:
+        (here / "link").symlink_to(OUT)
+        ran = stream("link")
+    assert ran.exit_code == 0, ran.stderr
+    assert not (here / STORE).exists() and not list(here.glob(".link*"))
+    assert visible(here / OUT) == wanted
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "link", "fetched"])
+def test_what_is_not_ours_is_neither_used_nor_removed(what: str, hub: Hub, here: Path) -> None:
+    store = here / STORE
+    if what == "file":
+        store.touch()
+    elif what == "link":
+        (here / "roomy").mkdir()
+        store.symlink_to("roomy")
+    elif what == "folder":
+        store.mkdir()
+        (store / "notes.txt").write_text("mine")
+    else:
+        assert run_glmquant("fetch", f"hf:{REPO}", store, "--only", "metadata").exit_code == 0
+    before = sorted(map(str, here.rglob("*")))
+    ran = stream()
+    assert (ran.exit_code, "in the place of the folder" in ran.stderr) == (1, True), ran.stderr
+    assert sorted(map(str, here.rglob("*"))) == before
+
+
+def test_a_strangers_file_among_the_shards_stays(
+    hub: Hub, wanted: dict[str, bytes], here: Path
+) -> None:
+    interrupted(hub)
+    (here / STORE / "notes.txt").write_text("mine")
+    assert stream().exit_code == 0
+    assert [path.name for path in (here / STORE).iterdir()] == ["notes.txt"]
+    assert visible(here / OUT) == wanted
+
+
+@pytest.mark.parametrize("words", [("glm-4.6",), ("o", "--keep-source", "glm-4.6")])
+def test_a_folder_that_would_hide_the_model_is_refused(
+    words: tuple[str, ...], hub: Hub, here: Path
+) -> None:
+    ran = stream(*words)
+    assert (ran.exit_code, "would have the model's name" in ran.stderr) == (2, True)
+    assert list(here.iterdir()) == []
+
+
+def test_a_moved_readme_is_told(own: tuple[Hub, Path]) -> None:
+    hub, folder = own
+    interrupted(hub)
+    (folder / "LICENSE").write_text("Another.")
+    ran = stream()
+    assert ran.exit_code == 0
+    assert "the run began with modelscope:ZhipuAI/GLM-4.6, revision master" in ran.stderr
+
+
+def test_outlines_of_killed_runs_are_removed(hub: Hub, here: Path) -> None:
+    left = here.parent / "tmpdir" / "glmquant-outline-killed"
+    (left / "GLM-4.6").mkdir(parents=True)
+    os.utime(left, (1, 1))
+    assert stream("--dry-run").exit_code == 0
+    assert not left.exists()
+
+
+def test_the_line_is_part_of_a_dry_run(hub: Hub) -> None:
+    ran = stream("--dry-run")
+    assert "have to come over the line: " in ran.stderr

@@ -141,12 +141,14 @@ def _graft_from_hub(
     as_json: bool,
 ) -> None:
     from glmquant.cli.grafted import shown_path
-    from glmquant.cli.hub_donor import echo_reading, fetched_donor, has_all
+    from glmquant.cli.hub_donor import echo_reading, fetched_donor, has_all, remove_rest
     from glmquant.cli.progress import emit
     from glmquant.graft.request import command
 
     if output is None and not replace_mtp and path.is_dir() and has_all(path):
-        step = command("verify", shown_path(path))
+        step = command("verify", shown_path(path), "--source", reference.text)
+        if not dry_run:
+            remove_rest(path)
         if as_json:
             emit(
                 "done", folder=str(path), already_done=True, tensors=0, written_nbytes=0, next=step
@@ -201,8 +203,10 @@ def _graft(
         )
     if dry_run:
         return
-    against: list[str | Path] = ["--source", shown_path(source)] if called is None else []
-    step = command("verify", shown_path(graft.target_dir), *against)
+    from glmquant.cli.remote import part_of
+
+    against = called or part_of(source) or shown_path(source)
+    step = command("verify", shown_path(graft.target_dir), "--source", against)
     if called is not None:  # the folder that was read goes in a moment
         graft = replace(graft, request=replace(graft.request, source=Path(called)))
     if as_json:

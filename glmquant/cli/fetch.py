@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from glmquant.errors import UsageError
 if TYPE_CHECKING:
     from glmquant.hubs.check import Checked, Fault
     from glmquant.hubs.fetch import Fetched
+    from glmquant.hubs.known import Reference
     from glmquant.hubs.prospect import FetchPlan
 
 USUAL_REVISIONS = ("master", "main")
@@ -29,7 +31,7 @@ SLOW_LINES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
     epilog="Example: glmquant fetch glm-4.6 --only mtp",
 )
 @click.argument("model", metavar="MODEL|FOLDER")
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("named_folder", metavar="[DIR]", required=False)
 @click.option(
     "--hub",
     type=click.Choice(["modelscope", "modelers", "hf"]),
@@ -84,7 +86,7 @@ SLOW_LINES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
 def fetch(
     ctx: click.Context,
     model: str,
-    folder: Path | None,
+    named_folder: str | None,
     hub: str | None,
     revision: str | None,
     only: str | None,
@@ -113,6 +115,8 @@ def fetch(
     HF_ENDPOINT.
     """
     ctx.meta["glmquant.json"] = as_json
+    _require_sense(named_folder, stall_seconds)
+    folder = Path(named_folder) if named_folder else None
     from glmquant.cli.progress import progress
     from glmquant.hubs.fetch import Manner, opened, plan_fetch
     from glmquant.hubs.fetch import fetch as run
@@ -125,9 +129,10 @@ def fetch(
         _check(ctx, model, folder, workers, as_json)
         return
     selection = parse_selection(only, include, exclude)
-    reference = find_model(model, HubName(hub) if hub else None)
+    reference = find_model(model, HubName(hub) if hub else None, folder)
     manner = Manner(workers, retries, stall_seconds, verify_ranges, endpoint, revision)
     target = folder or Path(reference.folder)
+    _require_repeatable(model, reference, target)
     with progress(as_json) as observer:
         meter = Meter(observer, "fetch")
         with opened(reference, manner, meter) as session:
@@ -141,6 +146,42 @@ def fetch(
         _echo_plan(plan, _again(ctx), as_json)
     else:
         _echo_fetched(plan, done, as_json)
+
+
+def _require_sense(folder: str | None, stall_seconds: float) -> None:
+    """What click lets pass.
+
+    Raises:
+        UsageError: It means nothing.
+    """
+    if folder == "":
+        raise UsageError(
+            "no folder is named",
+            where="DIR",
+            expected="the path of a folder, new or fetched before",
+            found="an empty text",
+            hint="leave DIR out: it is then called as the model is",
+        )
+    if math.isnan(stall_seconds):
+        raise UsageError(
+            "that is no time", where="--stall", expected="seconds", found=str(stall_seconds)
+        )
+
+
+def _require_repeatable(model: str, reference: Reference, target: Path) -> None:
+    """The same command has to go on after a kill: DIR must not take the model's name.
+
+    Raises:
+        UsageError: It would.
+    """
+    if ":" not in model and Path(model).absolute() == target.absolute():
+        raise UsageError(
+            "the folder would have the model's name, and a path is never taken for that",
+            where=str(target),
+            expected="another folder, or the model as hub:owner/name",
+            found="the same name for both",
+            hint=shlex.join(["glmquant", "fetch", reference.text, str(target)]),
+        )
 
 
 def _check(
@@ -218,11 +259,15 @@ def _mending(folder: Path, found: Checked) -> str:
     A damaged file is removed first: where it has length and time of the right one, as after a flip
     on the disk, fetch believes it.
     """
+    from glmquant.hubs.protocols import is_usual_endpoint
+
     record = found.record
     damaged = [path for fault in found.faults if (path := folder / fault.file).is_file()
                and fault.file in record.files]  # fmt: skip
     words = ["glmquant", "fetch", f"{record.hub}:{record.repository}", str(folder)]
     words += ["--revision", record.revision] * (record.revision not in USUAL_REVISIONS)
+    if not is_usual_endpoint(record.hub, record.endpoint):
+        words += ["--endpoint", record.endpoint]
     words += shlex.split(record.selection) if record.selection != "all" else []
     removal = shlex.join(["rm", "--", *map(str, damaged)]) + " && " if damaged else ""
     return removal + shlex.join(words)
@@ -248,7 +293,7 @@ def _again(ctx: click.Context) -> str:
     """The command line without --dry-run."""
     typed = ctx.params
     words = ["glmquant", "fetch", typed["model"]]
-    words += [str(typed["folder"])] if typed["folder"] else []
+    words += [typed["named_folder"]] if typed["named_folder"] else []
     for name in ("hub", "revision", "only", "endpoint"):
         words += [f"--{name}", typed[name]] if typed[name] else []
     for name in ("include", "exclude"):
@@ -335,11 +380,12 @@ def _echo_plan(plan: FetchPlan, again: str, as_json: bool) -> None:
         f"bytes:    {nbytes_text(plan.wanted.nbytes)} in all, "
         f"{nbytes_text(plan.missing_nbytes)} to fetch, {room}{short}"
     )
-    click.echo(f"time:     {_time_text(plan.missing_nbytes, fields['nbytes_per_second'])}")
+    click.echo(f"time:     {time_text(plan.missing_nbytes, fields['nbytes_per_second'])}")
     click.echo(f"nothing was written; to run it: {again}")
 
 
-def _time_text(nbytes: int, pace: int | None) -> str:
+def time_text(nbytes: int, pace: int | None) -> str:
+    """How long bytes take to come, at the rate of the last long fetch where there was one."""
     from glmquant.cli.progress import nbytes_text
 
     if pace:
@@ -386,6 +432,9 @@ def _echo_fetched(plan: FetchPlan, done: Fetched, as_json: bool) -> None:
         proofs[file.proof.value] = proofs.get(file.proof.value, 0) + 1
     held = ", ".join(f"{count} by {proof}" for proof, count in sorted(proofs.items()))
     click.echo(f"proved:  {held}")
+    if kept := len(plan.local.kept):
+        check = shlex.join(["glmquant", "fetch", "--check", short_path(plan.folder)])
+        click.echo(f"of them as recorded, by length and time: {kept}; {check} reads them anew")
     for note in plan.notes:
         click.echo(f"note: {note}")
     click.echo(f"next: {_next(plan, done)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glmquant.errors import GlmquantError
+from glmquant.fetched import RECORD_FILE
 
 if TYPE_CHECKING:
     from glmquant.hubs.fetch import Session
@@ -32,7 +32,7 @@ def has_all(folder: Path) -> bool:
     from glmquant.survey import survey
 
     beside = Siblings(folder.resolve())
-    rests = (beside.source, beside.new, beside.aside, beside.trash)
+    rests = (beside.new, beside.aside, beside.trash)
     journal = load_graft(folder)
     if any(map(os.path.lexists, rests)) or (journal and journal.state is not State.DONE):
         return False
@@ -72,6 +72,16 @@ def echo_reading(folder: Path, reference: Reference, *, as_json: bool) -> None:
     click.echo("nothing was written; what goes where is planned once these bytes are here")
 
 
+def remove_rest(folder: Path) -> None:
+    """Remove what was fetched for a graft that is done."""
+    from glmquant.graft.backup import Siblings
+    from glmquant.hubs.record import remove_fetched
+
+    store = Siblings(folder.resolve()).source
+    if (store / RECORD_FILE).is_file():
+        remove_fetched(store)
+
+
 @contextmanager
 def fetched_donor(folder: Path, reference: Reference, *, as_json: bool) -> Iterator[Path]:
     """What a graft into a checkpoint needs of a hub's model, as ``fetch --only mtp`` takes it.
@@ -87,6 +97,7 @@ def fetched_donor(folder: Path, reference: Reference, *, as_json: bool) -> Itera
     from glmquant.cli.progress import progress
     from glmquant.cli.remote import told_of
     from glmquant.hubs.fetch import fetch
+    from glmquant.hubs.record import remove_fetched
 
     with progress(as_json) as observer, _opened(reference, observer) as session:
         plan = _plan(session, folder)
@@ -97,7 +108,7 @@ def fetched_donor(folder: Path, reference: Reference, *, as_json: bool) -> Itera
     except GlmquantError:
         click.echo(f"note: what was fetched stays in {plan.folder}", err=True)
         raise
-    shutil.rmtree(plan.folder)
+    remove_fetched(plan.folder)
 
 
 def _opened(reference: Reference, observer: Observer) -> AbstractContextManager[Session]:
@@ -113,4 +124,6 @@ def _plan(session: Session, folder: Path) -> FetchPlan:
     from glmquant.hubs.fetch import plan_fetch
     from glmquant.hubs.selection import MTP, Selection
 
-    return plan_fetch(session, Selection(only=MTP), Siblings(folder.resolve()).source)
+    return plan_fetch(
+        session, Selection(only=MTP, is_for_graft=True), Siblings(folder.resolve()).source
+    )

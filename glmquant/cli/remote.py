@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,15 @@ def headers_of(
         outlined(session) as outline,
     ):
         yield Named(outline.folder, Path(reference.folder), reference)
+
+
+def part_of(folder: Path) -> str | None:
+    """The hub's model that a folder holds a part of, as one types it; None of other folders."""
+    from glmquant.fetched import MARKER_FILE, parse_marker
+
+    with suppress(OSError, GlmquantError):
+        return parse_marker((folder / MARKER_FILE).read_bytes()).source
+    return None
 
 
 @contextmanager

@@ -22,12 +22,14 @@ class StreamRequest(NamedTuple):
     """What is to be streamed, and how.
 
     Attributes:
+        named: The model, as it was typed.
         reference: The repository.
         kept: Where its weights stay; None where each shard is dropped.
         shards_in_flight: BF16 shards on the disk at once; None for the usual.
         revision: A branch, tag or commit; None for the hub's own.
     """
 
+    named: str
     reference: Reference
     kept: Path | None
     shards_in_flight: int | None
@@ -51,6 +53,17 @@ class Streaming(NamedTuple):
         """Bytes that the shards take on the output's disk."""
         files = [shard.source_file for shard in plan.shards]
         return self.source.room_beside(target_dir, files)
+
+    def line_text(self, plan: Plan) -> str:
+        """What has to come over the line, and how long that takes."""
+        from glmquant.cli.fetch import time_text
+        from glmquant.cli.progress import nbytes_text
+        from glmquant.hubs.pace import load_pace
+
+        listing = self.source.listing
+        nbytes = sum(listing.files[shard.source_file].nbytes for shard in plan.shards)
+        pace = load_pace(listing.reference.hub.value)
+        return f"{nbytes_text(nbytes)} have to come over the line: {time_text(nbytes, pace)}"
 
 
 def require_stream(
@@ -105,7 +118,26 @@ def require_stream(
             found="both",
             hint="leave --shards-in-flight out",
         )
-    return StreamRequest(reference, keep_source, shards_in_flight, revision)
+    return StreamRequest(str(named), reference, keep_source, shards_in_flight, revision)
+
+
+def _require_repeatable(request: StreamRequest, target_dir: Path) -> None:
+    """The same command has to go on after a kill: no folder of it takes the model's name.
+
+    Raises:
+        UsageError: One would.
+    """
+    for option, folder in (("TARGET", target_dir), ("--keep-source", request.kept)):
+        if ":" in request.named or folder is None:
+            continue
+        if Path(request.named).absolute() == folder.absolute():
+            raise UsageError(
+                "a folder would have the model's name, and a path is never taken for that",
+                where=f"{option} {folder}",
+                expected="another folder, or the model as hub:owner/name",
+                found="the same name for both",
+                hint=shlex.join(["glmquant", "w8a8", request.reference.text, "--stream"]),
+            )
 
 
 @contextmanager
@@ -129,12 +161,15 @@ def streaming(
     from glmquant.hubs.fetch import Manner, opened, plan_fetch
     from glmquant.hubs.outline import outlined
     from glmquant.hubs.selection import Selection
+    from glmquant.hubs.store import require_store, store_of
     from glmquant.hubs.streaming import SHARDS_IN_FLIGHT, StreamedSource
     from glmquant.target import refuse_overlap
 
-    place = target_dir.absolute()
-    folder = request.kept or place.with_name(f".{place.name}.glmquant-stream")
+    _require_repeatable(request, target_dir)
+    folder = request.kept or store_of(target_dir)
     refuse_overlap(folder, target_dir)
+    if request.kept is None:
+        require_store(folder)
     name = request.reference.text
     manner = Manner(
         remote.WORKERS, remote.RUN_RETRIES, remote.STALL_SECONDS, revision=request.revision

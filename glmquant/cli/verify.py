@@ -142,6 +142,7 @@ def verify(
     from glmquant.errors import (
         AlreadyQuantizedError,
         CheckpointError,
+        DiskSpaceError,
         EngineError,
         HubError,
         UsageError,
@@ -175,7 +176,7 @@ def verify(
                 wish=wish,
                 observer=observer,
             )
-    except (EngineError, HubError) as error:
+    except (EngineError, HubError, DiskSpaceError) as error:
         error.exit_code = UsageError.exit_code  # somebody else's server, at --url or a hub
         raise
     except CheckpointError as error:

@@ -163,6 +163,7 @@ def _quantize(
         observer: Is told how it goes; made where it is left out.
     """
     from glmquant.checkpoint import open_checkpoint
+    from glmquant.hubs.store import remove_store, store_of
     from glmquant.plan import make_plan
     from glmquant.target import refuse_overlap
 
@@ -184,6 +185,8 @@ def _quantize(
         told = forecast(plan, checkpoint, workers=job.workers, beside_nbytes=beside_nbytes)
         command = w8a8_command(job.ctx, Path(stream.name) if stream else source_dir)
         show(told, source_dir, target_dir, command, as_json=job.as_json)
+        if stream and not job.as_json:
+            click.echo(f"note: {stream.line_text(plan)}", err=True)
     else:
         echo_notes(plan)
     if job.dry_run:
@@ -201,6 +204,8 @@ def _quantize(
         outcome = _execute(job, plan, source, target_dir, beside_nbytes, told_to)
         if stream:
             stream.source.finish()
+    if not stream or stream.kept:  # of an earlier run that did not keep its shards
+        remove_store(store_of(target_dir))
     kept = stream.kept if stream else source_dir
     _echo_done(job, plan, outcome, target_dir, str(kept) if kept else stream and stream.name)
 

@@ -297,15 +297,15 @@ class Arrival:
             HubError: It has come wrong too often.
         """
         self._mismatches += 1
-        if self._mismatches == _MAX_MISMATCHES:
+        if self._mismatches == _MAX_MISMATCHES or not self.parts:  # nothing can come anew
             self.discard()
             raise HubError(
                 "a file does not have the sum that the hub lists, however often it is fetched",
                 where=self.output.name,
                 expected=expected,
                 found=found,
-                hint="the stored object is broken, or a proxy changes it: try another --hub or "
-                "--endpoint, and tell whoever keeps the repository",
+                hint="the stored object is broken, or a proxy changes it: try another hub or "
+                "endpoint, and tell whoever keeps the repository",
             )
         changed = []
         for number, part in enumerate(self.parts):

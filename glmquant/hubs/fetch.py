@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from glmquant.errors import StorageError
 from glmquant.fetched import Record
 from glmquant.hubs.arrival import Arrival
 from glmquant.hubs.journal import Journal
@@ -91,10 +92,23 @@ class Session:
 
 @contextmanager
 def opened(reference: Reference, manner: Manner, observer: Observer) -> Iterator[Session]:
-    """A session that is closed, whatever happens."""
+    """A session that is closed, whatever happens.
+
+    Raises:
+        StorageError: The system gives no threads.
+    """
     session = Session(reference, manner, observer)
     try:
         yield session
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise StorageError(
+            "the system gives no more threads",
+            expected="one for each connection, and some more",
+            found=str(error),
+            hint="raise ulimit -u or the container's limit of processes, and run the command again",
+        ) from error
     finally:
         session.stop.set()
         session.web.close()

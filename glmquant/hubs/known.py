@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from glmquant.errors import ArchitectureError, UsageError
@@ -121,12 +123,13 @@ class Reference:
         return self.known.folder if self.known else self.repository.partition("/")[2]
 
 
-def find_model(text: str, hub: HubName | None = None) -> Reference:
+def find_model(text: str, hub: HubName | None = None, folder: Path | None = None) -> Reference:
     """The repository that is meant.
 
     Args:
         text: An alias, or ``hub:owner/name``; ``owner/name`` where a hub is given.
         hub: The hub that the user asks for.
+        folder: Where it is to go, for hints.
 
     Returns:
         Hub and repository; neither is asked whether it is there.
@@ -143,7 +146,9 @@ def find_model(text: str, hub: HubName | None = None) -> Reference:
             where=text,
             expected="a model's name that is no path, or hub:owner/name",
             found="a folder" if os.path.isdir(text) else "a file",  # noqa: PTH112
-            hint=f"glmquant fetch {_first(known).text} DIR" if known else "glmquant models",
+            hint=shlex.join(["glmquant", "fetch", _first(known).text, str(folder or text)])
+            if known
+            else "glmquant models",
         )
     repository = rest if colon else text
     refuse_look_alike(repository)

@@ -5,11 +5,14 @@ Whatever reads headers alone reads it as it would read the repository fetched.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +30,8 @@ from glmquant.storage import make_folder, writing
 from glmquant.survey import is_read_whole
 
 _LENGTH_NBYTES: Final = 8
+_PREFIX: Final = "glmquant-outline-"
+_YOUNG_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +69,45 @@ def outlined(
         HubError: The hub cannot be asked, or has no such repository.
         StorageError: The folder for temporary files takes none.
     """
+    _remove_stale()
     if listing is None:
         listing = session.protocol.listing(session.reference, session.manner.revision)
     with (
         writing(Path(tempfile.gettempdir())),
-        tempfile.TemporaryDirectory(prefix="glmquant-outline-") as made,
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as made,
+        _held(Path(made)),
     ):
         folder = Path(made, session.reference.folder)
         folder.mkdir()
         whole = side_files(listing.files) if with_side_files else ()
         yield Outline(folder, listing, _write(session, listing, model, set(whole), folder))
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep others from taking a folder for one whose process was killed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale() -> None:
+    """Remove what killed processes have left."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            if time.time() - path.stat().st_mtime < _YOUNG_SECONDS:
+                continue  # made a moment ago, and not held yet
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def _write(

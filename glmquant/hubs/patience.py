@@ -67,7 +67,7 @@ class Patience:
                 expected="an answer with the bytes that were asked for",
                 found=setback.text,
                 hint="run the same command again: it goes on where it stopped; "
-                "--retries N allows more failures",
+                "`glmquant fetch --retries N` allows more failures",
             )
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
         # Up to half of it by chance, so that many who failed together do not come back together.

@@ -18,6 +18,7 @@ from glmquant.fetched import (
     Record,
     parse_record,
 )
+from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.hubs.caches import cached_copies, cached_folders
 from glmquant.hubs.journal import Parts, parse_journal
 from glmquant.hubs.listing import Listing, RemoteFile
@@ -71,12 +72,15 @@ class Local:
             a cache; output → the paths to try, in order.
         ours: Names of files that an earlier fetch wrote: they may be replaced.
         begun_nbytes: In parts of files that were begun.
+        noted: What a fetch that was cut off noted of files that it had finished: they are read
+            before they are believed.
     """
 
     kept: dict[str, FetchedFile]
     to_check: dict[str, tuple[Path, ...]]
     ours: frozenset[str]
     begun_nbytes: int
+    noted: dict[str, FetchedFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,8 @@ def choose_outputs(listing: Listing, model: Model | None, selection: Selection) 
         chosen = choose_tensors(model, selection)
         whole = [path for path in shards if _share(model, path, chosen) >= WHOLE_SHARE]
         compact = {name: ref for name, ref in chosen.items() if ref.file not in whole}
-        paths = tuple(path for path in files if not path.endswith(".safetensors")) + tuple(whole)
+        beside = (path for path in files if not path.endswith(".safetensors"))
+        paths = ((CONFIG_FILE,) if selection.is_for_graft else tuple(beside)) + tuple(whole)
     is_partial = len(whole) < len(model.headers)
     if is_partial:
         paths = tuple(path for path in paths if not path.endswith(INDEX_SUFFIX))
@@ -223,10 +228,12 @@ def look_around(folder: Path, listing: Listing, wanted: Wanted) -> Local:
                 raise _in_the_way(path, "something that is no file")
             nbytes = path.stat().st_size
             seen = known.get(output.name)
-            if seen and _is_as_recorded(path, seen) and _is_copy(output, seen):
+            is_recorded = output.name not in finished  # by a fetch that ended, not by one cut off
+            if seen and is_recorded and _is_as_recorded(path, seen) and _is_copy(output, seen):
                 kept[output.name] = seen
                 continue
-            if nbytes == output.nbytes and _has_sum(output.remote):
+            is_ours_whole = seen is not None and _is_copy(output, seen)
+            if nbytes == output.nbytes and (_has_sum(output.remote) or is_ours_whole):
                 candidates.append(path)
             elif seen is None and (
                 _has_sum(output.remote) or (output.name, output.key) not in parts
@@ -243,7 +250,7 @@ def look_around(folder: Path, listing: Listing, wanted: Wanted) -> Local:
         is_new = output.name not in kept and output.name not in to_check
         if there and is_new and part.is_file() and part.stat().st_size == output.nbytes:
             begun_nbytes += min(output.nbytes, len(there) * PART_NBYTES)
-    return Local(kept, to_check, frozenset(known), begun_nbytes)
+    return Local(kept, to_check, frozenset(known), begun_nbytes, finished)
 
 
 def _require_growth(folder: Path, known: dict[str, FetchedFile], wanted: Wanted) -> None:

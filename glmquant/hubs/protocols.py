@@ -90,7 +90,7 @@ class Protocol(ABC):
             where=f"{reference.text} at {shown(self.web.endpoint)}",
             expected="a list of files",
             found="something else",
-            hint="check --endpoint; a proxy or a portal may have answered",
+            hint="check the endpoint; a proxy or a portal may have answered",
         )
 
 
@@ -240,3 +240,14 @@ PROTOCOLS: Final[dict[HubName, type[Protocol]]] = {
     HubName.MODELERS: Modelers,
     HubName.HF: HuggingFace,
 }
+
+
+def is_usual_endpoint(hub: str, endpoint: str) -> bool:
+    """Whether an address is the one that a hub has by itself.
+
+    Args:
+        hub: Its name, as a record has it.
+        endpoint: The address.
+    """
+    known = {each.value: protocol.default_endpoint for each, protocol in PROTOCOLS.items()}
+    return known.get(hub, endpoint) == endpoint

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import shutil
+from pathlib import Path
 
 from glmquant.fetched import (
     MARKER_FILE,
@@ -18,9 +20,10 @@ from glmquant.fetched import (
 )
 from glmquant.hubs.journal import Journal
 from glmquant.hubs.prospect import FetchPlan
+from glmquant.hubs.protocols import is_usual_endpoint
 from glmquant.index import INDEX_FILE, build_index
 from glmquant.source import file_stamp
-from glmquant.storage import writing
+from glmquant.storage import STATE_DIR, writing
 from glmquant.writer import PART_SUFFIX, write_file
 
 
@@ -77,8 +80,29 @@ def record_what_came(plan: FetchPlan, files: dict[str, FetchedFile], journal: Jo
     return record
 
 
+def remove_fetched(folder: Path) -> None:
+    """Remove a folder that only what was fetched is in; what says so goes last.
+
+    A run that is interrupted here finds a folder of ours, whatever is left of it.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with writing(folder):
+        for path in sorted(folder.iterdir()):
+            if path.name == STATE_DIR:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        shutil.rmtree(folder / STATE_DIR, ignore_errors=True)
+        folder.rmdir()
+
+
 def _command(plan: FetchPlan) -> str:
     """The command that fetches the rest."""
-    return shlex.join(
-        ["glmquant", "fetch", plan.listing.reference.text, str(plan.folder.absolute())]
-    )
+    words = ["glmquant", "fetch", plan.listing.reference.text, str(plan.folder.absolute())]
+    if not is_usual_endpoint(plan.listing.reference.hub.value, plan.endpoint):
+        words += ["--endpoint", plan.endpoint]
+    return shlex.join(words)

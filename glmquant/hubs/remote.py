@@ -117,8 +117,9 @@ def read_model(
         notes, layers = _reconcile(config, headers, data, files, is_bf16)
     except GlmquantError as error:
         error.where = f"{where}: {error.where}" if error.where else where
-        error.hint = "the repository is broken or half uploaded: nothing was fetched; try another "\
-            "--revision or --hub"  # fmt: skip
+        if not isinstance(error, ArchitectureError):
+            error.hint = "the repository is broken or half uploaded: nothing was fetched; try "\
+                "another revision or hub"  # fmt: skip
         raise
     texts = {name: head for name, (_, head) in heads.items()}
     return Model(config, layers, headers, is_bf16, tuple(notes), data, texts)
@@ -209,8 +210,8 @@ def read_small(file: RemoteFile, objects: Objects, patience: Patience) -> bytes:
                 where=file.path,
                 expected=fault[0],
                 found=fault[1],
-                hint="the stored object is broken, or a proxy changes it: try another --hub or "
-                "--endpoint, and tell whoever keeps the repository",
+                hint="the stored object is broken, or a proxy changes it: try another hub or "
+                "endpoint, and tell whoever keeps the repository",
             )
 
 
@@ -271,5 +272,5 @@ def _read_head(file: RemoteFile, objects: Objects, patience: Patience) -> _Head:
             return header, heads[-1][: header.nbytes]
         except GlmquantError as error:
             if heads[-1] in heads[:-1] or len(heads) == _MAX_READS:
-                error.hint = "the stored object is broken: fetch from another --hub or --revision"
+                error.hint = "the stored object is broken: fetch from another hub or revision"
                 raise

@@ -34,12 +34,14 @@ class Selection:
         layers: Of ``layers=…``, sorted.
         include: Patterns, one of which a file's path has to match; none for any file.
         exclude: Patterns, none of which it may match.
+        is_for_graft: Of what is no weight only config.json, which a graft reads.
     """
 
     only: str | None = None
     layers: tuple[int, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    is_for_graft: bool = False
 
     @property
     def by_tensors(self) -> bool:

@@ -6,7 +6,6 @@ hub's sum before it is read, and an interrupted run goes on with the parts that 
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,6 +24,7 @@ from glmquant.hubs.patience import Stopped
 from glmquant.hubs.prospect import SPARE_NBYTES, FetchPlan
 from glmquant.hubs.record import record_what_came
 from glmquant.hubs.source import HubSource
+from glmquant.hubs.store import remove_store
 from glmquant.hubs.taking import take_what_is_there
 from glmquant.hubs.transfer import Transfer
 from glmquant.index import is_shard_name
@@ -36,6 +36,9 @@ from glmquant.writer import PART_SUFFIX
 
 SHARDS_IN_FLIGHT: Final = 3
 """One that is quantized, one that lies ready, one that comes."""
+
+_JOURNAL_NBYTES: Final = 1_000_000
+"""Room for the journal and the file system's own."""
 
 _WAIT_SECONDS: Final = 0.5
 """So that Ctrl-C is heard."""
@@ -95,7 +98,7 @@ class StreamedSource(HubSource):
         there = 0
         with suppress(OSError):
             there = sum(path.stat().st_blocks * 512 for path in self.folder.iterdir())
-        return max(0, sum(lengths[: self._most]) - there) + SPARE_NBYTES
+        return max(0, sum(lengths[: self._most]) - there) + _JOURNAL_NBYTES
 
     def room_beside(self, target_dir: Path, files: Iterable[str]) -> int:
         """What of that is on the disk of the output; where it is another, there has to be room.
@@ -251,9 +254,7 @@ class StreamedSource(HubSource):
         """
         if not self._keeps:
             self.close()
-            with writing(self.folder):
-                if self.folder.is_dir():
-                    shutil.rmtree(self.folder)
+            remove_store(self.folder)
             return
         if self._thread is None:
             self.expect(())

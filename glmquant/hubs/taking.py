@@ -58,7 +58,8 @@ def take_what_is_there(
                 sha256 = _matching_sum(path, by_name[name], stop, observer)
             except Stopped:
                 return None
-            if sha256:
+            noted = plan.local.noted.get(name) if path == plan.folder / name else None
+            if sha256 and (noted is None or noted.sha256 == sha256 or by_name[name].remote):
                 return name, path, sha256
             if path == plan.folder / name and name not in plan.local.ours:
                 raise TargetError(
@@ -84,9 +85,9 @@ def take_what_is_there(
                     linked.append(name)
                 stamp = file_stamp(target)
                 output = by_name[name]
-                file = FetchedFile(
-                    stamp.nbytes, sha256, proof_of(output), stamp.mtime_ns, output.key
-                )
+                noted = plan.local.noted.get(name) if path == target else None
+                proof = noted.proof if noted and noted.source == output.key else proof_of(output)
+                file = FetchedFile(stamp.nbytes, sha256, proof, stamp.mtime_ns, output.key)
                 journal.note_file(name, file)
                 there[name] = file
         except BaseException:

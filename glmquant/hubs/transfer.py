@@ -323,7 +323,7 @@ def _refuse_object(part: Part, setback: Setback, faults: int) -> None:
             where=part.file.path,
             expected=f"{part.file.nbytes} bytes",
             found=setback.text,
-            hint="fetch from another --hub, and tell whoever keeps the repository",
+            hint="fetch from another hub, and tell whoever keeps the repository",
         ) from setback
 
 
@@ -333,5 +333,5 @@ def _no_ranges(part: Part, setback: Setback) -> HubError:
         where=part.file.path,
         expected="HTTP 206 with just the range that was asked for",
         found=setback.text,
-        hint="fetch the whole model, or try another --hub or --endpoint",
+        hint="fetch the whole model, or try another hub or endpoint",
     )

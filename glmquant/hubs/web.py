@@ -352,8 +352,8 @@ class Web:
         )
 
     def _next(self, url: str, location: str) -> str:
-        target = urljoin(url, location)
         try:
+            target = urljoin(url, location)
             origin = origin_of(target)
         except ValueError:
             raise Setback(f"{shown(url)} leads to no address") from None
@@ -457,7 +457,7 @@ def exact_range(answer: Answer, begin: int, end: int, total: int) -> None:
             "a part came that does not say which: no Content-Range", is_range_trouble=True
         )
     if found.endswith((f"/{total}", "/*")):
-        if found.partition("/")[0] != f"bytes {begin}-{end - 1}":
+        if found.partition("/")[0].lower() != f"bytes {begin}-{end - 1}":
             raise Setback(
                 f"bytes {begin}-{end - 1} were asked for, {found} came", is_range_trouble=True
             )

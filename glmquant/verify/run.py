@@ -10,6 +10,7 @@ from typing import Final
 
 from glmquant.checkpoint import Checkpoint
 from glmquant.errors import UsageError
+from glmquant.fetched import JOURNAL_FILE, MARKER_FILE, parse_marker
 from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 from glmquant.observer import Observer
 from glmquant.runtime.hosts import count_npus
@@ -188,6 +189,8 @@ def _settled(findings: Iterable[Finding], source: Checkpoint | None) -> tuple[Fi
         hint = whole if each.hint in grafts else each.hint
         if source is not None:
             hint = naming_source(hint, source.source.shown)
+            if source.source.is_far and "glmquant w8a8 " in hint:
+                hint += " --stream"
         settled.append(replace(each, hint=hint))
     return tuple(settled)
 
@@ -212,12 +215,18 @@ def _require_w8a8(subject: Subject) -> None:
     if marking.format in VERIFIED_FORMATS or subject.description:
         return
     is_float = marking.format in FLOAT_FORMATS
+    hint = shlex.join(["glmquant", "w8a8" if is_float else "inspect", str(subject.path)])
+    if (subject.path / JOURNAL_FILE).is_file():
+        hint = "run that glmquant fetch again: it has not ended"
+    elif (subject.path / MARKER_FILE).is_file():
+        data = (subject.path / MARKER_FILE).read_bytes()
+        hint = f"it is a part of a model: {parse_marker(data).complete_with}"
     raise UsageError(
         "this is not a W8A8 checkpoint in the ModelSlim format",
         where=str(subject.path),
         expected="int8 weights and quant_model_description.json",
         found=subject.identity.text,
-        hint=shlex.join(["glmquant", "w8a8" if is_float else "inspect", str(subject.path)]),
+        hint=hint,
     )
 
 
