@@ -124,7 +124,7 @@ def test_what_an_interruption_left_is_removed_by_the_same_command(
     base = make_base(source, tmp_path / "far", "v1")
     want = expected(source, base)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

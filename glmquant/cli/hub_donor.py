@@ -12,6 +12,7 @@ import click
 
 from glmquant.errors import GlmquantError
 from glmquant.fetched import RECORD_FILE
+from glmquant.storage import STATE_DIR
 
 if TYPE_CHECKING:
     from glmquant.hubs.fetch import Session
@@ -78,7 +79,10 @@ def remove_rest(folder: Path) -> None:
     from glmquant.hubs.record import remove_fetched
 
     store = Siblings(folder.resolve()).source
-    if (store / RECORD_FILE).is_file():
+    if not store.is_dir() or store.is_symlink():
+        return
+    is_emptied = all(path.name == STATE_DIR for path in store.iterdir())
+    if is_emptied or (store / RECORD_FILE).is_file():
         remove_fetched(store)
 
 
