@@ -414,7 +414,9 @@ def test_a_paths_name_is_never_taken_for_an_alias(
     (tmp_path / "glm-4.6").mkdir()
     ran = run_glmquant("fetch", "glm-4.6")
     assert ran.exit_code == 2
-    assert "hint:     glmquant fetch modelscope:ZhipuAI/GLM-4.6 DIR" in ran.stderr
+    assert "hint:     glmquant fetch modelscope:ZhipuAI/GLM-4.6\n" in ran.stderr
+    ran = run_glmquant("fetch", "glm-4.6", "into")
+    assert "hint:     glmquant fetch modelscope:ZhipuAI/GLM-4.6 into\n" in ran.stderr
     for words in (("glm-9",), ("zai-org/GLM-4.6",), ("github:a/b",), ("hf:glm",), ("hf:../x",)):
         assert run_glmquant("fetch", *words).exit_code == 2
     assert run_glmquant("fetch", "hf:a/b", "--hub", "modelers").exit_code == 2

@@ -146,7 +146,9 @@ def find_model(text: str, hub: HubName | None = None, folder: Path | None = None
             where=text,
             expected="a model's name that is no path, or hub:owner/name",
             found="a folder" if os.path.isdir(text) else "a file",  # noqa: PTH112
-            hint=shlex.join(["glmquant", "fetch", _first(known).text, str(folder or text)])
+            hint=shlex.join(
+                ["glmquant", "fetch", _first(known).text, *([str(folder)] if folder else [])]
+            )
             if known
             else "glmquant models",
         )
