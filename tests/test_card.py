@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -96,7 +97,7 @@ def test_a_release_is_named_as_each_hub_calls_it(output: Path, glmquant: Run) ->
         assert ("tasks" in matter) is (hub == "modelscope")
     ran = glmquant("card", output, "--print")
     assert ran.stderr == ""
-    assert "--tensor-parallel-size 8" in ran.stdout
+    assert "glmquant serve GLM-W8A8-floatmtp --machine a3" in ran.stdout
 
 
 def test_what_cannot_be_told_is_left_out_and_said(output: Path, glmquant: Run) -> None:
@@ -118,7 +119,8 @@ def test_the_command_drafts_where_there_is_an_mtp_layer(
 ) -> None:
     def command(folder: Path) -> list[str]:
         text = section(glmquant("card", folder, "--print").stdout, "Serve")
-        return shlex.split(text.partition("```bash\n")[2].partition("\n```")[0])
+        block = text.partition("```bash\n")[2].partition("\n```")[0]
+        return shlex.split(block.splitlines()[1])
 
     words = command(output)
     assert words[:3] == ["vllm", "serve", output.name]
@@ -128,6 +130,17 @@ def test_the_command_drafts_where_there_is_an_mtp_layer(
     text = glmquant("card", tmp_path / "bare", "--print").stdout
     assert "mtp" not in front_matter(text)["tags"]
     assert "There is no MTP layer" in text
+
+
+def test_results_that_are_no_files_or_no_numbers_are_left_out(output: Path, glmquant: Run) -> None:
+    results = output / ".glmquant" / "results"
+    results.mkdir(parents=True)
+    (results / "endless.json").symlink_to("/dev/zero")
+    os.mkfifo(results / "pipe.json")
+    (results / "true.json").write_text('{"dataset": "gsm8k", "metric": "accuracy", "value": true}')
+    ran = glmquant("card", output, "--print")
+    assert ran.exit_code == 0
+    assert ran.stderr.count("note: .glmquant/results/") == 3
 
 
 def test_nothing_minds_the_card(nano: Recorded, output: Path, glmquant: Run) -> None:

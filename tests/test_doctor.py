@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 
 from glmquant.doctor.checks import Check
+from glmquant.doctor.clashes import check_packages
 from glmquant.doctor.host import mount_of, parse_mounts
 from glmquant.doctor.npus import machine_of, parse_npu_smi
+from glmquant.doctor.packages import installed_in
 from glmquant.doctor.run import Wish, diagnose
 from glmquant.doctor.stacks import STACKS
 from glmquant.doctor.versions import numbers_of, satisfies
 from glmquant.verify.engines.predict import ENGINES
 from tests import npu_smi
 from tests.certificates import make_certificates
-from tests.conftest import Ran
+from tests.conftest import Ran, run_glmquant
 from tests.hub import Fault, Hub
 from tests.proxy import Proxy
 from tests.test_execute import ENV
@@ -549,3 +551,32 @@ def test_offline_asks_nobody(hub: Hub, glmquant: Run) -> None:
 def test_wrong_words_end_with_2(glmquant: Run) -> None:
     for words in (["--timeout", "0"], ["--timeout", "nan"], ["a", "b"], ["--no-such-flag"]):
         assert glmquant("doctor", *words).exit_code == 2
+
+
+def test_metadata_that_cannot_be_read_is_a_problem_with_its_remedy(tmp_path: Path) -> None:
+    python = make_python(tmp_path)
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    for name, data in (("torch", b"Name: torch\nVersion: 1\nAuthor: M\xfcller\n"), ("vllm", b"")):
+        (site / f"{name}-1.dist-info").mkdir()
+        (site / f"{name}-1.dist-info" / "METADATA").write_bytes(data)
+    found = installed_in(python, 60)
+    assert "vllm" in found.broken and "vllm" not in found.versions
+    checks = {each.name: each for each in check_packages(found, has_npus=False, cann=None)}
+    assert checks["vllm"].remedy.endswith("install --force-reinstall vllm")
+
+
+def test_a_python_that_is_named_by_a_path_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_python(tmp_path)
+    monkeypatch.chdir(tmp_path / "venv" / "bin")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    ran = run_glmquant("doctor", "--offline", "--python", "./python3", "--json")
+    (python,) = [each for each in ran.events[-1]["checks"] if each["name"] == "Python"]
+    assert str(tmp_path / "venv" / "bin" / "python3") in python["text"]
+
+
+def make_python(folder: Path) -> Path:
+    """An environment of its own, without pip."""
+    venv.create(folder / "venv", symlinks=True)
+    return folder / "venv" / "bin" / "python3"

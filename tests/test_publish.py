@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from glmquant.cli import main
-from glmquant.publish.upload import find_modelscope
+from glmquant.errors import SourceChangedError
+from glmquant.publish.parcel import pack, require_unchanged
+from glmquant.publish.upload import ended_by_sigterm, find_modelscope
 from tests.builders import Recorded
 from tests.conftest import Ran, folder_bytes
 from tests.test_execute import ENV
@@ -90,8 +93,53 @@ def test_the_commands_for_each_hub_are_printed(hub: str, output: Path, glmquant:
 
 def test_for_other_hubs_the_commands_are_all_there_is(output: Path, glmquant: Run) -> None:
     for hub in ("modelers", "hf"):
-        words = ("publish", output, "--to", f"{hub}:me/GLM")
+        words = ("publish", output, "--to", f"{hub}:me/GLM", "--license", "mit")
         assert glmquant(*words).stdout == glmquant(*words, "--print").stdout != ""
+
+
+@pytest.mark.parametrize("hub", ["modelers", "hf"])
+def test_for_other_hubs_too_nothing_goes_that_verify_finds_wrong(
+    hub: str, output: Path, glmquant: Run
+) -> None:
+    config = json.loads((output / "config.json").read_text())
+    (output / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 7}))
+    ran = glmquant("publish", output, "--to", f"{hub}:me/GLM", "--license", "mit")
+    assert (ran.exit_code, "nothing was sent" in ran.stderr) == (1, True)
+    assert "openmind" not in ran.stdout and "hf upload" not in ran.stdout
+
+
+@pytest.mark.parametrize("name", ["id_rsa", "server.pem", "token.txt", "notes/todo.md"])
+def test_what_belongs_to_no_checkpoint_does_not_go(name: str, output: Path, glmquant: Run) -> None:
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("secret")
+    words = ("publish", output, "--to", "modelscope:me/GLM", "--dry-run")
+    ran = glmquant(*words)
+    assert (ran.exit_code, name in ran.stderr) == (1, True)
+    assert "belongs to no checkpoint" in ran.stderr
+    assert glmquant(*words, "--include", name).exit_code == 0
+
+
+def test_a_linked_folder_does_not_go(output: Path, tmp_path: Path, glmquant: Run) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "license.txt").write_text("secret")
+    (output / "linked").symlink_to(tmp_path / "private")
+    ran = glmquant("publish", output, "--to", "hf:me/GLM", "--print", "--license", "mit")
+    assert (ran.exit_code, "linked/license.txt" in ran.stderr) == (1, True)
+
+
+def test_a_file_that_changes_after_verify_is_seen(output: Path) -> None:
+    parcel = pack(output)
+    require_unchanged(parcel)
+    (output / "config.json").write_text("{}")
+    with pytest.raises(SourceChangedError, match="changed after it was verified"):
+        require_unchanged(parcel)
+
+
+def test_sigterm_ends_what_runs_as_ctrl_c_does() -> None:
+    with pytest.raises(KeyboardInterrupt), ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_no_command_holds_a_token(

@@ -111,10 +111,62 @@ def test_sglang_is_served_on_one_machine(weights: Path, glmquant: Run) -> None:
 
 
 def test_several_scripts_are_printed_with_their_names(weights: Path, glmquant: Run) -> None:
-    ran = glmquant("serve", weights, "--machine", "2xa2", "--node", "10.0.0.1", "--node", "b")
+    ran = glmquant(
+        "serve", weights, "--machine", "2xa2", "--node", "10.0.0.1", "--node", "10.0.0.2"
+    )
     assert re.findall(r"^# ---- (.+)$", ran.stdout, re.MULTILINE) == ["node0.sh", "node1.sh"]
-    assert "local_ip=${LOCAL_IP:-b}" in ran.stdout
+    assert "local_ip=${LOCAL_IP:-10.0.0.2}" in ran.stdout
     assert "-o FOLDER writes them" in ran.stderr
+
+
+def test_a_machine_is_named_by_its_address(weights: Path, glmquant: Run) -> None:
+    ran = glmquant("serve", weights, "--machine", "2xa2", "--node", "10.0.0.1", "--node", "b")
+    assert (ran.exit_code, "expected: an IPv4 address" in ran.stderr) == (2, True)
+
+
+def test_the_host_is_that_of_the_first_of_two_machines(weights: Path, glmquant: Run) -> None:
+    ran = glmquant("serve", weights, "--machine", "2xa2", "--host", "10.0.0.1")
+    first, second = ran.stdout.split("# ---- node1.sh")
+    assert "--host 10.0.0.1" in first and "--host" not in second
+
+
+def test_no_time_is_no_limit(weights: Path, glmquant: Run) -> None:
+    ran = glmquant("serve", weights, "--machine", "a3", "--timeout", "nan")
+    assert (ran.exit_code, "that is no time" in ran.stderr) == (2, True)
+
+
+def test_the_tutorials_command_has_time_to_load_where_there_is_a_limit(
+    weights: Path, glmquant: Run
+) -> None:
+    words = ("serve", weights, "--machine", "a3", "--profile", "tutorial", "--version")
+    assert "VLLM_ENGINE_READY_TIMEOUT_S=3600" in glmquant(*words, "0.23").stdout
+    assert "READY_TIMEOUT" not in glmquant(*words, "0.13").stdout
+
+
+def test_a_key_reaches_a_container_by_its_name_alone(
+    weights: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret-7731")
+    for form, line in (("--docker", "--env VLLM_API_KEY"), ("--compose", "VLLM_API_KEY: null")):
+        ran = glmquant("serve", weights, "--machine", "a3", form)
+        assert line in ran.stdout
+        assert "secret-7731" not in ran.stdout
+
+
+def test_every_hop_of_a_link_is_mounted(weights: Path, tmp_path: Path, glmquant: Run) -> None:
+    hub = tmp_path / "hub"
+    for name in ("snap", "blobs", "one"):
+        (hub / name).mkdir(parents=True)
+    for path in (each for each in weights.iterdir() if each.is_file()):
+        shutil.copy(path, hub / "blobs")
+        (hub / "one" / path.name).symlink_to(f"../blobs/{path.name}")
+        (hub / "snap" / path.name).symlink_to(f"../one/{path.name}")
+    link = tmp_path / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to(hub / "snap")
+    ran = glmquant("serve", link, "--machine", "a3", "--docker")
+    mounted = set(re.findall(r"-v (\S+?):\S+:ro", ran.stdout))
+    assert {str(link), *(str(hub / name) for name in ("snap", "one", "blobs"))} <= mounted
 
 
 def test_json_tells_words_environment_notes_problems_and_files(

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 @click.option(
     "--python",
     metavar="PATH",
-    type=click.Path(path_type=Path),
     help="The Python whose packages are looked at.  [default: the one that runs glmquant]",
 )
 @click.option("--offline", "is_offline", is_flag=True, help="Ask no hub.")
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 def doctor(
     ctx: click.Context,
     folder: Path,
-    python: Path | None,
+    python: str | None,
     is_offline: bool,
     limit_seconds: float,
     as_json: bool,
@@ -64,7 +63,7 @@ def doctor(
 
     if math.isnan(limit_seconds):
         raise click.BadParameter("it is no number to wait for", param_hint="--timeout")
-    checks = diagnose(Wish(folder, python, is_offline, limit_seconds), os.environ)
+    checks = diagnose(Wish(folder, _interpreter(python), is_offline, limit_seconds), os.environ)
     step = next_step(checks)
     if as_json:
         emit(
@@ -81,6 +80,13 @@ def doctor(
             _echo_check(check, width)
     click.echo(f"verdict: {verdict(checks)}")
     click.echo(f"next: {step}")
+
+
+def _interpreter(named: str | None) -> Path | None:
+    """A path by its whole name, its links kept: they tell an environment; a bare name by PATH."""
+    if named is None or "/" not in named:
+        return Path(named) if named else None
+    return Path(named).absolute()
 
 
 def _echo_check(check: Check, width: int) -> None:

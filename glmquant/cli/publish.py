@@ -58,6 +58,12 @@ MOST_LINES = 12
     help="Threads that verify.  [default: twice the cores, 16 at most]",
 )
 @click.option(
+    "--include",
+    metavar="NAME",
+    multiple=True,
+    help="A file that goes along though no checkpoint has it. Repeatable.",
+)
+@click.option(
     "--print", "is_printed", is_flag=True, help="Print the hub's commands, and run nothing."
 )
 @click.option("--dry-run", is_flag=True, help="List what would go, and run nothing.")
@@ -71,6 +77,7 @@ def publish(
     licence: str | None,
     engine: str,
     workers: int,
+    include: tuple[str, ...],
     is_printed: bool,
     dry_run: bool,
     as_json: bool,
@@ -88,30 +95,42 @@ def publish(
     from glmquant.cli.folders import choose_quantized
     from glmquant.hubs.known import HubName, find_model
     from glmquant.publish.commands import shown_commands
-    from glmquant.publish.parcel import pack, require_current_card, require_licence
+    from glmquant.publish.parcel import (
+        pack,
+        require_current_card,
+        require_licence,
+        require_unchanged,
+    )
+    from glmquant.publish.upload import ended_by_sigterm
 
     path = choose_quantized(folder, "publish")
     target = find_model(to) if ":" in to else _refuse_target(to)
-    parcel = pack(path)
+    parcel = pack(path, include)
     licence = licence or parcel.licence
     commands = shown_commands(target, path, licence=licence or "ID", visibility=visibility)
     if is_printed:
+        if licence is None:
+            click.echo("note: ID stands for the licence: --license mit, or what it is", err=True)
         _echo_commands(target, commands, as_json)
         return
     if dry_run:
         _echo_parcel(parcel, target, commands, as_json)
         return
-    if target.hub is not HubName.MODELSCOPE:
-        _echo_commands(target, commands, as_json)
-        return
     require_current_card(parcel)
     licence = require_licence(licence)
-    program = _require_program(target, commands)
+    program = ""
+    if target.hub is HubName.MODELSCOPE:
+        program = _require_program(target, commands)
     report = _verified(path, engine, workers, as_json)
     if report.errors:
         _refuse(ctx, report, path, as_json)
         return
-    _send(program, parcel, target, licence=licence, visibility=visibility, as_json=as_json)
+    require_unchanged(parcel)
+    if target.hub is not HubName.MODELSCOPE:
+        _echo_commands(target, commands, as_json)
+        return
+    with ended_by_sigterm():
+        _send(program, parcel, target, licence=licence, visibility=visibility, as_json=as_json)
 
 
 def _refuse_target(to: str) -> Reference:
@@ -199,6 +218,7 @@ def _send(
     from glmquant.cli.progress import emit, nbytes_text, progress
     from glmquant.publish.arrived import check_arrival
     from glmquant.publish.commands import LOGIN, create_words, upload_words
+    from glmquant.publish.parcel import require_unchanged
     from glmquant.publish.upload import run_modelscope
 
     def say(data: bytes) -> None:
@@ -218,6 +238,7 @@ def _send(
         LOGIN[target.hub],
         say,
     )
+    require_unchanged(parcel)
     run_modelscope(
         program,
         upload_words(target, parcel.folder),
@@ -225,6 +246,7 @@ def _send(
         "run the same command again: what has arrived is not sent twice",
         say,
     )
+    require_unchanged(parcel)
     with progress(as_json) as observer:
         told = check_arrival(target, parcel, observer)
     step = shlex.join(["glmquant", "inspect", target.text])
@@ -281,7 +303,11 @@ def _echo_parcel(
     largest = sorted(parcel.files.items(), key=lambda each: (-each[1], each[0]))
     echo_table([(name, nbytes_text(size)) for name, size in largest[:MOST_LINES]], left=1)
     if len(largest) > MOST_LINES:
-        click.echo(f"  and {len(largest) - MOST_LINES} more: --json lists all")
+        rest = [name for name, _ in largest[MOST_LINES:]]
+        weights = sum(name.endswith(".safetensors") for name in rest)
+        others = [name for name in rest if not name.endswith(".safetensors")]
+        told = [*([f"{weights} more of weights"] if weights else []), *others]
+        click.echo(f"  and {', '.join(told)}")
     click.echo(f"{target.text}: {len(largest)} files, {nbytes_text(parcel.nbytes)}")
     if parcel.hidden:
         click.echo(f"left out: {', '.join(parcel.hidden)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,6 +177,8 @@ def serve(
     from glmquant.deploy.nodes import Choices
     from glmquant.deploy.request import image_of, request_setup
 
+    if math.isnan(limit_seconds):
+        raise UsageError("that is no time", where="--timeout", expected="seconds", found="nan")
     choices = Choices(
         host=host,
         port=port,
@@ -215,8 +218,7 @@ def serve(
         shown = shlex.quote(short_path(candidate.folder))
         click.echo(f"when it answers: glmquant verify {shown} --url {setup.url}", err=True)
     if len(files) > 1 and not written:
-        words = ["glmquant", "serve", short_path(candidate.folder), "--machine", setup.target_name]
-        click.echo(f"note: {shlex.join([*words, '-o', 'FOLDER'])} writes them", err=True)
+        click.echo("note: the same command with -o FOLDER writes them", err=True)
 
 
 def _tell(setup: Setup) -> None:

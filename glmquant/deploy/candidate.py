@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections import Counter
@@ -26,6 +27,9 @@ LINES: Final = "lines"
 """Tool calls over lines: ``<tool_call>name``, then ``<arg_key>`` in the next (GLM-4.5 and 4.6)."""
 
 _CALL: Final = re.compile(r"<tool_call>\{?[\w-]+\}?(?P<end>\\n|\n)?\s*<arg_key>")
+_MAX_LINKS: Final = 40
+"""In a chain; the kernel follows no more."""
+
 _NO_DIGITS: Final = dict.fromkeys(map(ord, "0123456789"))
 
 
@@ -103,7 +107,7 @@ def open_candidate(folder: Path) -> Candidate:
         tool_form=_tool_form(subject),
         is_embedded=subject.found.embedded_description is not None,
         verdicts=predict(subject),
-        link_folders=tuple(sorted(set(_link_folders(path)))),
+        link_folders=tuple(sorted(set(_link_folders(path)) - {path})),
     )
 
 
@@ -144,7 +148,20 @@ def _tool_form(subject: Subject) -> str | None:
 
 
 def _link_folders(folder: Path) -> Iterator[Path]:
+    """The folders that a container needs beside this one, so that each link leads on there.
+
+    A relative link starts from where its folder really is: that folder is needed, too, where the
+    one that was named is a link itself.
+    """
     here = folder.resolve()
+    if here != folder:
+        yield here
     for path in folder.iterdir():
-        if path.is_symlink() and not (target := path.resolve()).is_relative_to(here):
-            yield target.parent
+        place = here / path.name
+        for _ in range(_MAX_LINKS):
+            if not place.is_symlink():
+                break
+            place = Path(os.path.normpath(place.parent.resolve() / place.readlink()))
+            if not place.is_relative_to(here):
+                yield place.parent
+                yield place.parent.resolve()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Final
 
@@ -93,7 +95,16 @@ def choose_addresses(target: Target, hosts: Sequence[str], interface: str | None
             hint=" ".join(f"--node {name.upper()}" for name in names) or None,
         )
     for host in hosts:
-        require_word("--node", host, _ADDRESS, "an IP address or a host's name")
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:  # noqa: PERF203
+            raise UsageError(
+                "a machine is named by its address: HCCL takes no name",
+                where="--node",
+                expected="an IPv4 address",
+                found=repr(host),
+                hint=f"getent ahostsv4 {shlex.quote(host)}",
+            ) from None
     if interface is not None:
         require_word("--nic", interface, _INTERFACE, "the name of a network interface")
     return Addresses(dict(zip(names, hosts, strict=False)), interface)

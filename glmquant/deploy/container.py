@@ -21,6 +21,10 @@ HEALTH: Final = "import urllib.request as r; r.urlopen('http://{host}:{port}/hea
 """The images have Python, and not all have curl."""
 
 
+KEY: Final = "VLLM_API_KEY"
+"""What vLLM asks requests for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A container's image, and what it needs.
@@ -92,6 +96,8 @@ def run_lines(setup: Setup, node: Node, image: Image) -> Iterator[list[str]]:
     for variable, value in node.variables.items():
         word = f'"{value}"' if value in SHELL_VARIABLES else shlex.quote(value)
         yield ["--env", f"{variable}={word}"]
+    if not node.ranks:
+        yield ["--env", KEY]  # by its name alone: where it is not set, nothing is passed on
     yield [image.name]
     yield [shlex.quote(word) for word in shell(setup, node)]
 
@@ -113,7 +119,10 @@ def compose(setup: Setup, image: Image) -> str:
         "shm_size": image.host.shm_size,
         "devices": [f"{device}:{device}" for device in devices(setup, image.host)],
         "volumes": [_plain(mount) for mount in mounts(setup, image.host)],
-        "environment": {name: _plain(value) for name, value in node.variables.items()},
+        "environment": {
+            **{name: _plain(value) for name, value in node.variables.items()},
+            KEY: None,  # passed on where it is set
+        },
         "command": [_plain(word) for word in [*shell(setup, node), *setup.words(node)]],
         "healthcheck": {
             "test": [

@@ -245,9 +245,9 @@ class Maker:
             "tensorpipe_interface": NIC,
         }
         if role.kv_role is None:
+            listens = {"host": self.choices.host, "port": self.choices.port} if number == 0 else {}
             values = network | {
-                "host": "0.0.0.0",
-                "port": self.choices.port,
+                **listens,
                 "headless": number > 0,
                 "data_parallel_local": layout.data_parallel // role.nodes,
                 "data_parallel_start": number * (layout.data_parallel // role.nodes),

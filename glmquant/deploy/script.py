@@ -131,7 +131,7 @@ def _preamble(setup: Setup, node: Node, addresses: Addresses) -> Iterator[str]:
     if addresses.interface:
         yield f"nic=${{NIC:-{addresses.interface}}}"
     else:
-        find = f"ip -o addr show to \"{LOCAL}\" | awk '{{ print $2; exit }}'"
+        find = f"{{ ip -o addr show to \"{LOCAL}\" || true; }} | awk '{{ print $2; exit }}'"
         yield f"nic=${{NIC:-$({find})}}"
     yield f': "${{nic:?no interface has the address {LOCAL}; set NIC}}"'
     if setup.target.may_lack_expert_parallel and EXPERT_PARALLEL in node.options:

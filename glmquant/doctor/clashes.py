@@ -41,6 +41,8 @@ def check_packages(installed: Installed, *, has_npus: bool, cann: str | None) ->
     for name in ("torch", "torch-npu", "vllm", "vllm-ascend", "transformers", "msmodelslim"):
         if version := versions.get(name):
             yield Check(GROUP, name, State.OK, version)
+        elif name in installed.broken:
+            yield _broken(name, pip)
         elif has_npus and name in _SERVING:
             remedy = "quay.io/ascend/vllm-ascend has all of it; another Python: --python PATH"
             yield Check(GROUP, name, State.WARNING, "not installed, and needed to serve", remedy)
@@ -49,6 +51,8 @@ def check_packages(installed: Installed, *, has_npus: bool, cann: str | None) ->
     for name in ("numpy", "triton", "triton-ascend", "modelscope"):
         if version := versions.get(name):
             yield Check(GROUP, name, State.OK, version)
+        elif name in installed.broken:
+            yield _broken(name, pip)
     yield from _check_torch(installed, cann, pip)
     yield from _check_triton(versions, pip)
     yield from _check_stack(installed, cann, pip)
@@ -61,6 +65,11 @@ def check_packages(installed: Installed, *, has_npus: bool, cann: str | None) ->
             "glmquant verify DIR, and glmquant add-mtp DIR --from SOURCE",
             MSMODELSLIM_SOURCE,
         )
+
+
+def _broken(name: str, pip: str) -> Check:
+    text = "installed, but its metadata cannot be read"
+    return Check(GROUP, name, State.PROBLEM, text, f"{pip} install --force-reinstall {name}")
 
 
 def _check_torch(installed: Installed, cann: str | None, pip: str) -> Iterator[Check]:

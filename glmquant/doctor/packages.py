@@ -31,16 +31,20 @@ NAMES: Final = (
 _ASK: Final = """
 import json, platform, sys
 from importlib import metadata
-versions, requires = {}, []
+versions, requires, broken = {}, [], []
 for name in sys.argv[1:]:
     try:
-        versions[name] = str(metadata.version(name))
-    except Exception:
+        versions[name] = metadata.version(name) or broken.append(name)
+    except metadata.PackageNotFoundError:
         pass
+    except Exception:
+        broken.append(name)
+versions = {name: str(version) for name, version in versions.items() if version}
 if "vllm-ascend" in versions:
     requires = metadata.requires("vllm-ascend") or []
 python = platform.python_version()
-print(json.dumps({"python": python, "versions": versions, "requires": requires}))
+print(json.dumps({"python": python, "versions": versions, "requires": requires,
+                  "broken": broken}))
 """
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+)\s*\(?([<>=!][^;)]*)?\)?\s*")
 
@@ -53,28 +57,34 @@ class Installed(NamedTuple):
         python: Its version.
         versions: Distribution → version, of ``NAMES`` that are there.
         requires: What vllm-ascend, if it is there, declares of them: distribution → versions.
+        broken: Distributions whose metadata cannot be read.
     """
 
     path: str
     python: str
     versions: dict[str, str]
     requires: dict[str, str]
+    broken: tuple[str, ...] = ()
 
 
 def installed_here() -> Installed:
     """What this interpreter has."""
-    versions = {}
+    versions, broken = {}, []
     for name in NAMES:
         try:
             # A broken dist-info has no version: metadata then gives None, or raises a KeyError.
             version: str | None = metadata.version(name)
-        except (metadata.PackageNotFoundError, KeyError):
+        except metadata.PackageNotFoundError:
             continue
+        except (KeyError, OSError, ValueError):  # UnicodeDecodeError is one
+            version = None
         if version:
             versions[name] = str(version)
+        else:
+            broken.append(name)
     declared = metadata.requires("vllm-ascend") or [] if "vllm-ascend" in versions else []
     python = ".".join(map(str, sys.version_info[:3]))
-    return Installed(sys.executable, python, versions, _requirements(declared))
+    return Installed(sys.executable, python, versions, _requirements(declared), tuple(broken))
 
 
 def installed_in(python: Path, limit_seconds: float) -> Installed:
@@ -92,7 +102,8 @@ def installed_in(python: Path, limit_seconds: float) -> Installed:
         told: Any = json.loads(ran.output.splitlines()[-1]) if ran.failure is None else None
         versions = {str(name): str(version) for name, version in told["versions"].items()}
         declared = _requirements(map(str, told["requires"]))
-        return Installed(str(python), str(told["python"]), versions, declared)
+        broken = tuple(map(str, told["broken"]))
+        return Installed(str(python), str(told["python"]), versions, declared, broken)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise UsageError(
             "that Python cannot be asked for its packages",

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import yaml
 
-from glmquant.errors import CheckpointError, TargetError, UsageError
+from glmquant.description import DESCRIPTION_PREFIX
+from glmquant.errors import (
+    CheckpointError,
+    JsonError,
+    SourceChangedError,
+    TargetError,
+    UsageError,
+)
 from glmquant.glm4_moe import CONFIG_FILE
+from glmquant.index import INDEX_SUFFIX
+from glmquant.jsontext import parse_object
+from glmquant.manifest import MANIFEST_FILE
 from glmquant.reconcile import listing
 from glmquant.report.card import CARD_FILE, is_card
 from glmquant.report.sums import outdated_files
 from glmquant.sidefiles import UNFINISHED
-from glmquant.source import FolderSource
+from glmquant.source import FileStamp, FolderSource, file_stamp, was_rewritten
 from glmquant.storage import STATE_DIR, reading
+from glmquant.verify.companions import ENGINE_FILES
 
 _MAX_CARD_NBYTES: Final = 16_000_000
+
+_KINDS: Final = (
+    *ENGINE_FILES,
+    DESCRIPTION_PREFIX,
+    "configuration",
+    "license",
+    "licence",
+    "notice",
+    "preprocessor_config",
+    "readme",
+)
+"""How the names of a checkpoint's files begin, in small letters, besides its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +56,7 @@ class Parcel:
         hidden: Names at the top that stay here: our state, and what other tools keep.
         licence: What the card's front matter calls the licence; None without one.
         has_card: There is a README.md.
+        stamps: Length and times of each file as it was listed.
     """
 
     folder: Path
@@ -38,6 +64,7 @@ class Parcel:
     hidden: tuple[str, ...]
     licence: str | None
     has_card: bool
+    stamps: dict[str, FileStamp]
 
     @property
     def nbytes(self) -> int:
@@ -45,18 +72,19 @@ class Parcel:
         return sum(self.files.values())
 
 
-def pack(folder: Path) -> Parcel:
-    """List what would go onto a hub; nothing is read but the card.
+def pack(folder: Path, include: Collection[str] = ()) -> Parcel:
+    """List what would go onto a hub; nothing is read but card and manifest.
 
     Args:
         folder: The checkpoint.
+        include: Files that go along though no checkpoint has them.
 
     Returns:
         Its files, hidden ones apart.
 
     Raises:
         CheckpointError: A file cannot be listed, or there is no config.json.
-        TargetError: A run or a download has not ended there.
+        TargetError: A run or a download has not ended there, or there are files of other kinds.
         StorageError: The folder cannot be read.
     """
     files = FolderSource(folder).list_files()
@@ -77,10 +105,70 @@ def pack(folder: Path) -> Parcel:
             found=listing(rest) if rest else f"{STATE_DIR}/journal.json",
             hint=shlex.join(["glmquant", "inspect", str(folder)]),
         )
+    _require_kinds(folder, files, include)
     with reading(folder):
         hidden = sorted(each.name for each in folder.iterdir() if each.name.startswith("."))
     has_card = CARD_FILE in files
-    return Parcel(folder, files, tuple(hidden), _licence(folder) if has_card else None, has_card)
+    stamps = {name: file_stamp(folder / name) for name in files}
+    licence = _licence(folder) if has_card else None
+    return Parcel(folder, files, tuple(hidden), licence, has_card, stamps)
+
+
+def _require_kinds(folder: Path, files: Collection[str], include: Collection[str]) -> None:
+    """Nobody's keys and notes go onto a hub, nor what lies elsewhere.
+
+    Raises:
+        TargetError: There is a file that no checkpoint has, or a linked folder.
+    """
+    manifest = folder / MANIFEST_FILE
+    copied: Collection[str] = ()
+    if manifest.is_file():
+        with reading(manifest), suppress(JsonError):
+            told = parse_object(manifest.read_bytes(), MANIFEST_FILE).get("side_files")
+            copied = told if isinstance(told, dict) else ()
+    known = {CONFIG_FILE, MANIFEST_FILE, *copied, *include}
+    strangers = [
+        name
+        for name in files
+        if name not in known
+        and not name.endswith((".safetensors", INDEX_SUFFIX, ".jinja"))
+        and not PurePosixPath(name).name.lower().startswith(_KINDS)
+    ]
+    linked = [
+        name
+        for name in files
+        if any((folder / each).is_symlink() for each in PurePosixPath(name).parents)
+        or (name not in copied and name in include and (folder / name).is_symlink())
+    ]
+    if found := [*strangers, *linked]:
+        words = ["glmquant", "publish", str(folder), "--include", found[0]]
+        raise TargetError(
+            "the folder holds what belongs to no checkpoint, and nothing was sent",
+            where=str(folder),
+            expected="weights, index, description, config.json, tokenizer, template, licence, card",
+            found=f"{len(found)} others: {listing(found, 20)}",
+            hint="move them away"
+            if linked
+            else f"move them away, or name each that is to go: {shlex.join(words)}",
+        )
+
+
+def require_unchanged(parcel: Parcel) -> None:
+    """What goes is what was verified.
+
+    Raises:
+        SourceChangedError: A file was rewritten meanwhile.
+    """
+    for name, before in parcel.stamps.items():
+        now = file_stamp(parcel.folder / name)
+        if was_rewritten(before, now):
+            raise SourceChangedError(
+                "a file changed after it was verified",
+                where=str(parcel.folder / name),
+                expected="a folder that nobody writes to",
+                found="another length or modification time",
+                hint="what is on the hub may be wrong: run the same command again",
+            )
 
 
 def _licence(folder: Path) -> str | None:

@@ -32,12 +32,6 @@ _FORMATS: Final = (Format.GLMQUANT, *MODELSLIM_FORMATS)
 RELEASES_LICENCE: Final = "mit"
 """Of the weights of GLM-4.5, 4.5-Air, 4.6 and 4.7."""
 
-_MAX_MODEL_LEN: Final = 35_000
-"""What one Atlas 800 A2 has room for (vllm-ascend's tutorial ``GLM4.x.md``); an A3 has more."""
-
-_TENSOR_PARALLEL: Final = 8
-"""Cards of an A2, and of half an A3."""
-
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -115,7 +109,7 @@ def make_card(
         "mtp_kind": mtp.kind,
         "tensors": f"{sum(row.tensors for row in rows):,}",
         "size": f"{sum(row.nbytes for row in rows) / 1e9:,.2f} GB of weights",
-        "command": _command(shown, identity, mtp),
+        "command": _command(shown, mtp),
         "recipe": _recipe(found),
         "rows": rows,
         "has_sqnr": any(row.median_db is not None for row in rows),
@@ -165,16 +159,12 @@ def _front_matter(base: str | None, licence: str | None, mtp: Mtp, hub: HubName)
     return yaml.safe_dump(fields | {"tags": tags}, sort_keys=False, allow_unicode=True)
 
 
-def _command(name: str, identity: Identity, mtp: Mtp) -> str:
-    is_large = bool(identity.releases)
+def _command(name: str, mtp: Mtp) -> str:
     request = ServeRequest(
         Path(name),
         8000,
-        host="0.0.0.0",  # in a container, which decides what is open
         quantization="ascend",
         speculative_tokens=1 if mtp.layers else 0,
-        tensor_parallel=_TENSOR_PARALLEL if is_large else 1,
-        max_model_len=_MAX_MODEL_LEN if is_large else None,
     )
     return shlex.join(serve_command(request))
 

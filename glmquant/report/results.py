@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, Strict, ValidationError
 
 from glmquant.storage import STATE_DIR
 
@@ -48,7 +48,7 @@ class Result(BaseModel):
 
     dataset: str
     metric: str
-    value: FiniteFloat
+    value: Annotated[FiniteFloat, Strict()]
     suite: str = ""
     unit: str = ""
     items: int | None = None
@@ -102,6 +102,8 @@ def read_results(folder: Path) -> Results:
     for path in sorted((folder / RESULTS_DIR).glob("*.json")):
         name = f"{RESULTS_DIR}/{path.name}"
         try:
+            if not path.is_file():
+                raise ValueError("no file")
             if path.stat().st_size > _MAX_NBYTES:
                 raise ValueError(f"longer than {_MAX_NBYTES:,} bytes")
             told = json.loads(path.read_bytes())
