@@ -22,6 +22,7 @@ GlmquantError                 exit code 1
 ├── HubError                  a hub cannot be reached, refuses, or gives what it does not list
 ├── DeployError               checkpoint, machine, version and settings do not go together
 ├── EngineError               an engine cannot be had, did not load, died, or answered wrongly
+├── MeasureError              a suite of measurements cannot be had, failed, or told nothing
 └── StorageError              the operating system refused to read or write
 """
 
@@ -169,6 +170,10 @@ class EngineError(GlmquantError):
 
     def __str__(self) -> str:
         return "\n".join([super().__str__(), *(f"    | {line}" for line in self.log)])
+
+
+class MeasureError(GlmquantError):
+    """A suite of measurements cannot be had, failed, or told nothing that can be believed."""
 
 
 class StorageError(GlmquantError):

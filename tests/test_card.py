@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glmquant.report.results import read_results
+from glmquant.results import read_results
 from tests.builders import LARGE, Recorded
 from tests.conftest import Ran, folder_bytes
 from tests.grafting import make_base

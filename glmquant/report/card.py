@@ -19,8 +19,8 @@ from glmquant.manifest import MANIFEST_FILE
 from glmquant.markings import MODELSLIM_FORMATS, Format
 from glmquant.observer import Observer
 from glmquant.report.layers import layer_rows
-from glmquant.report.results import read_results
 from glmquant.report.sums import sum_files
+from glmquant.results import read_results
 from glmquant.runtime.launch import ServeRequest, serve_command
 from glmquant.source import FolderSource
 from glmquant.storage import reading

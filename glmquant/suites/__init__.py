@@ -1,0 +1,1 @@
+"""Suites of measurements that others keep: configured, run, and read."""
