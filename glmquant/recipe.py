@@ -68,7 +68,8 @@ def recipe_dir(kind: str = "quant") -> Path:
     """The folder of data that comes with glmquant, installed or in a checkout.
 
     Args:
-        kind: ``quant`` for recipes, ``serve`` for what ``glmquant serve`` knows.
+        kind: ``quant`` for recipes, ``serve`` for what ``glmquant serve`` knows, ``eval`` for
+            published results.
     """
     package = Path(__file__).parent
     installed = package / "recipes" / kind

@@ -1,6 +1,7 @@
 """Measured results of a checkpoint: JSON files that whoever measured has put beside it.
 
-``DIR/.glmquant/results/*.json``, each one object or a list of them::
+``DIR/.glmquant/results/*.json``: what ``bench`` and ``eval`` wrote (``runs.py``), or an object of
+whoever measured otherwise, or a list of them::
 
     {"suite": "AISBench", "dataset": "gsm8k", "metric": "accuracy", "value": 95.8, "unit": "%",
      "items": 1319, "interval": [94.6, 96.8], "engine": "vllm-ascend 0.23.0",
@@ -25,7 +26,10 @@ RESULTS_DIR: Final = f"{STATE_DIR}/results"
 EXPECTED: Final = (("gsm8k", "accuracy"), ("GPQA diamond", "accuracy"), ("MTP", "acceptance rate"))
 """What a reader looks for: dataset and metric, said to be not measured where they are not."""
 
-_MAX_NBYTES: Final = 1_000_000
+_SHARED: Final = ("suite", "dataset", "engine", "machine", "date")
+"""What a run says for all its results."""
+
+_MAX_NBYTES: Final = 100_000_000
 
 
 class Result(BaseModel):
@@ -85,6 +89,15 @@ class Results:
     notes: tuple[str, ...]
 
     @property
+    def newest(self) -> tuple[Result, ...]:
+        """Of each figure that was measured more than once in the same way, the last."""
+        last = {
+            (each.suite, each.dataset, each.metric, each.engine, each.machine): each
+            for each in sorted(self.found, key=lambda each: each.date)
+        }
+        return tuple(each for each in self.found if each in last.values())
+
+    @property
     def missing(self) -> tuple[tuple[str, str], ...]:
         """What a reader looks for and nobody measured."""
         told = {_key(result.dataset) for result in self.found}
@@ -110,11 +123,26 @@ def read_results(folder: Path) -> Results:
         except (OSError, ValueError, RecursionError) as error:
             notes.append(f"{name} is left out: {type(error).__name__}: {error}")
             continue
-        for number, each in enumerate(told if isinstance(told, list) else [told], start=1):
+        for number, each in enumerate(_told(told), start=1):
             problem = _add(each, found)
             if problem is not None:
                 notes.append(f"{name}, result {number} is left out: {problem}")
     return Results(tuple(found), tuple(notes))
+
+
+def _told(told: Any) -> list[Any]:
+    """The results of a file; a run's take from the run what they do not say themselves."""
+    if not isinstance(told, dict) or not isinstance(told.get("results"), list):
+        return told if isinstance(told, list) else [told]
+    shared = {name: told[name] for name in _SHARED if isinstance(told.get(name), str)}
+    if version := told.get("suite_version"):
+        shared["suite"] = f"{shared.get('suite', '')} {version}".strip()
+    return [
+        {**each, **{name: text for name, text in shared.items() if not each.get(name)}}
+        if isinstance(each, dict)
+        else each
+        for each in told["results"]
+    ]
 
 
 def _add(told: Any, found: list[Result]) -> str | None:

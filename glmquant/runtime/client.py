@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -12,7 +13,7 @@ import urllib3
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from glmquant.errors import EngineError
+from glmquant.errors import EngineError, GlmquantError
 from glmquant.runtime.observed import Answer, Drafting, Prompt
 
 ANSWER_SECONDS: Final = 600.0
@@ -110,6 +111,14 @@ class Client:
             except _UNLIKE:
                 self.strange("/v1/models", answer)
         return self._model
+
+    def version(self) -> str | None:
+        """Of vLLM, as the server says; None where it says nothing that can be understood."""
+        with suppress(GlmquantError):
+            found = self._ask("GET", "/version")
+            if isinstance(found, dict) and isinstance(found.get("version"), str):
+                return str(found["version"])[:80]
+        return None
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text; special tokens written in it are taken as such, none are added."""

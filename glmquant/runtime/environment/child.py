@@ -62,7 +62,11 @@ def clean_environment(scratch: Path, **more: str) -> dict[str, str]:
 
 
 def run_logged(
-    command: Sequence[str | Path], log: Path, env: dict[str, str], cwd: Path, lock: int
+    command: Sequence[str | Path],
+    log: Path,
+    env: dict[str, str],
+    cwd: Path,
+    lock: int | None = None,
 ) -> None:
     """Run a command to its end, what it says going to the end of a log.
 
@@ -71,7 +75,7 @@ def run_logged(
         log: The log.
         env: The environment.
         cwd: The working directory.
-        lock: A descriptor that it holds open, too.
+        lock: A descriptor that it holds open, too, or None.
 
     Raises:
         CommandError: It failed.
@@ -90,7 +94,7 @@ def run_logged(
             env=env,
             cwd=cwd,
             start_new_session=True,
-            pass_fds=(lock,),
+            pass_fds=() if lock is None else (lock,),
             preexec_fn=_end_with_parent(),
         )
     try:

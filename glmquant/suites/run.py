@@ -1,0 +1,239 @@
+"""Run a suite: its configuration, its command, the counters around it, and the run's file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
+
+from glmquant.errors import MeasureError
+from glmquant.results import RESULTS_DIR, Result
+from glmquant.runs import Drafts, Run, write_run
+from glmquant.runtime.client import Client
+from glmquant.runtime.environment.child import CommandError, run_logged
+from glmquant.runtime.observed import Drafting
+from glmquant.significance import wilson_interval
+from glmquant.storage import writing
+from glmquant.suites.task import Call, Installed, Suite, Task
+
+LOG_FILE: Final = "log"
+_FOLLOW_SECONDS: Final = 0.3
+_FOREIGN: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
+"""Of the Python that runs glmquant, not of the suite's."""
+
+
+class Listener:
+    """Does nothing; a user interface overrides what it shows."""
+
+    def begin(self, folder: Path, words: tuple[str, ...]) -> None:
+        """The suite is about to run.
+
+        Args:
+            folder: Its own, with its configuration, log and output.
+            words: Its command.
+        """
+
+    def hear(self, data: bytes) -> None:
+        """The suite said something.
+
+        Args:
+            data: As it came.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that came to its end.
+
+    Attributes:
+        run: It.
+        path: Its file.
+        folder: With all that the suite wrote.
+        notes: What a reader has to know, a sentence each.
+    """
+
+    run: Run
+    path: Path
+    folder: Path
+    notes: tuple[str, ...]
+
+
+def measure(
+    suite: Suite,
+    task: Task,
+    installed: Installed,
+    into: Path,
+    *,
+    client: Client | None,
+    machine: str = "",
+    engine: str = "",
+    listener: Listener | None = None,
+) -> Finished:
+    """Measure, and put the run beside a checkpoint.
+
+    Args:
+        suite: What measures.
+        task: What is to be measured.
+        installed: Where the suite is.
+        into: The folder that is to hold ``.glmquant/results``.
+        client: Of the server, for its counters; None where there is none.
+        machine: Where it is served, as the user says.
+        engine: What serves, where there is no server to ask.
+        listener: Told of the command and of what it says.
+
+    Raises:
+        UsageError: The suite cannot do this task.
+        MeasureError: It failed, or told nothing that adds up. What it wrote is kept.
+        EngineError: The server does not answer.
+        StorageError: A file cannot be written.
+    """
+    began = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    run = Run(
+        suite=suite.name,
+        suite_version=installed.version,
+        mode=task.mode,
+        dataset=task.dataset,
+        date=began,
+        model=task.model or (task.folder.name if task.folder else ""),
+        engine=_engine(client) or engine,
+        machine=machine,
+        settings=_settings(task),
+        results=(),
+    )
+    folder = _make_folder(into, run)
+    call = suite.prepare(task, installed, folder)
+    before = client.drafting() if client else None
+    listener = listener or Listener()
+    listener.begin(folder, call.words)
+    log = folder / LOG_FILE
+    try:
+        with _following(log, listener):
+            run_logged(call.words, log, _environment(call), folder)
+    except CommandError as error:
+        raise _failed(suite, error, log) from error
+    after = client.drafting() if client else None
+    measured = suite.read(task, installed, folder)
+    drafts = _drafts(before, after)
+    figures = (*measured.results, *_acceptance(drafts))
+    run = run.model_copy(
+        update={
+            "results": figures,
+            "items": measured.items,
+            "samples": dict(measured.samples),
+            "drafts": drafts,
+        }
+    )
+    return Finished(run, write_run(into, run), folder, measured.notes)
+
+
+def _make_folder(into: Path, run: Run) -> Path:
+    """A new folder for all that the suite writes; what an earlier run wrote stays as it is."""
+    folder = into / RESULTS_DIR / run.stem
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    return folder
+
+
+def _engine(client: Client | None) -> str:
+    version = client.version() if client else None
+    return f"vLLM {version}" if version else ""
+
+
+def _settings(task: Task) -> dict[str, str | int | float | bool | None]:
+    """What decides the figures, for the file."""
+    kept: dict[str, str | int | float | bool | None] = {
+        "url": task.url,
+        "data": str(task.data) if task.data else None,
+        "limit": task.limit,
+        "concurrency": task.concurrency,
+        "seed": task.seed,
+    }
+    if task.mode == "accuracy":
+        kept["max_out_len"] = task.max_out_len
+    else:
+        kept |= {
+            "requests": task.requests,
+            "input_len": task.input_len,
+            "output_len": task.output_len,
+        }
+    return kept | dict(task.settings)
+
+
+def _environment(call: Call) -> dict[str, str]:
+    """The user's own, with what the suite needs and without what would get into its Python."""
+    kept = {name: text for name, text in os.environ.items() if name not in _FOREIGN}
+    for name, text in call.env.items():
+        kept.pop(name, None)
+        if text is not None:
+            kept[name] = text
+    return kept | dict(call.secrets)
+
+
+@contextmanager
+def _following(log: Path, listener: Listener) -> Iterator[None]:
+    """Hand on what comes to the log until the command ends, and what is left of it then."""
+    ended = threading.Event()
+    log.touch()
+
+    def follow() -> None:
+        with log.open("rb") as file:
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(_FOLLOW_SECONDS)
+                if data := file.read():
+                    listener.hear(data)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _failed(suite: Suite, error: CommandError, log: Path) -> MeasureError:
+    ended = f"signal {-error.code}" if error.code < 0 else f"exit code {error.code}"
+    tail = error.tail.replace("\n", "\n            ")
+    return MeasureError(
+        f"{suite.title} failed",
+        where=f"log {log}",
+        expected=error.command if len(error.command) < 400 else f"{error.command[:397]}...",
+        found=f"{ended}; the log ends with\n            {tail}",
+        hint="see the log; then run the same command again",
+    )
+
+
+def _drafts(before: Drafting | None, after: Drafting | None) -> Drafts | None:
+    """What was drafted in between; None where nothing was counted, or a server began anew."""
+    if before is None or after is None or after.draft_tokens < before.draft_tokens:
+        return None
+    places = zip(after.by_position, before.by_position or (0,) * 99, strict=False)
+    return Drafts(
+        drafts=after.drafts - before.drafts,
+        draft_tokens=after.draft_tokens - before.draft_tokens,
+        accepted=after.accepted - before.accepted,
+        by_position=tuple(late - early for late, early in places),
+    )
+
+
+def _acceptance(drafts: Drafts | None) -> tuple[Result, ...]:
+    if drafts is None or drafts.draft_tokens <= 0 or drafts.accepted > drafts.draft_tokens:
+        return ()
+    low, high = wilson_interval(drafts.accepted, drafts.draft_tokens)
+    return (
+        Result(
+            dataset="MTP",
+            metric="acceptance rate",
+            value=round(100 * drafts.accepted / drafts.draft_tokens, 2),
+            unit="%",
+            items=drafts.draft_tokens,
+            interval=(round(100 * low, 2), round(100 * high, 2)),
+        ),
+    )
