@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from glmquant.cli import main
+from glmquant.runs import write_run
 from tests.builders import Recorded, build_checkpoint
 from tests.conftest import Ran, folder_bytes
 from tests.hub import Hub
+from tests.runs import a_run
 from tests.test_execute import ENV
 
 Run = Callable[..., Ran]
@@ -34,6 +36,9 @@ def test_the_example_at_the_end_of_each_help_works(
     made = {"GLM-4.6-W8A8": [], "GLM-4.6-W8A8-floatmtp": ["--add-mtp"]}
     for name in made.keys() & set(words):
         assert glmquant("w8a8", "GLM-4.6", *made[name]).exit_code == 0
+    if verb == "compare":
+        for name in words[1:]:
+            write_run(tmp_path / name, a_run(right=9, of=10))
     has_dry_run = any(option.name == "dry_run" for option in main.commands[verb].params)
     if verb == "fetch":
         monkeypatch.chdir(tmp_path / "GLM-4.6" / "assets")  # where no such folder is

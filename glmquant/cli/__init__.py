@@ -13,6 +13,7 @@ import click
 from glmquant import __version__
 from glmquant.cli.add_mtp import add_mtp
 from glmquant.cli.card import card
+from glmquant.cli.compare import compare
 from glmquant.cli.demo import demo
 from glmquant.cli.doctor import doctor
 from glmquant.cli.engine import engine
@@ -83,6 +84,6 @@ def main() -> None:
 
 for _command in (
     *(doctor, models, fetch, inspect, plan, w8a8, add_mtp, verify),
-    *(serve, card, publish, recipes, demo, engine),
+    *(serve, compare, card, publish, recipes, demo, engine),
 ):
     main.add_command(_command)
