@@ -902,6 +902,30 @@ def test_hidden_files_of_a_repository_are_left_there(
     assert_whole(tmp_path / "out", repo)
 
 
+@pytest.mark.parametrize("only", [(), ("--only", "metadata")])
+@pytest.mark.parametrize(("protocol", "kind"), [("modelscope", "Type"), ("hf", "type")])
+def test_links_of_a_repository_are_named_and_left_there(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+    kind: str,
+    only: tuple[str, ...],
+) -> None:
+    def add(name: str, files: list[dict[str, Any]]) -> None:
+        paths = ("tokenizer.json\x1b[31m", ".hidden", "assets/vocabulary")
+        files.extend({**entry(name, path, 7), kind: "symlink"} for path in paths)
+
+    spoil(monkeypatch, add)
+    note = "are left there: assets/vocabulary, tokenizer.json\\x1b[31m"
+    ran = fetch(hub, tmp_path / "out", *only, protocol=protocol)
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.count(note) == 1
+    planned = fetch(hub, tmp_path / "out", *only, "--dry-run", protocol=protocol)
+    assert planned.stdout.count(note) == 1
+    assert not list(tmp_path.rglob("*vocabulary"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "folders"), [("modelscope", 1), ("modelscope", 2), ("modelers", 2), ("hf", 1)]

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from glmquant.errors import HubError
 from glmquant.fetched import MARKER_FILE, PARTIAL_SHARD
 from glmquant.hubs.known import Reference
+from glmquant.reconcile import listing as named
 from glmquant.survey import printable
 from glmquant.writer import PART_SUFFIX
 
@@ -59,12 +60,24 @@ class Listing:
         revision: The branch, tag or commit that was asked for.
         commit: What it stands for; None where the hub does not say.
         files: By path, sorted; hidden files are left out.
+        others: Names of what is neither a file nor a folder, for people; links, mostly.
     """
 
     reference: Reference
     revision: str
     commit: str | None
     files: dict[str, RemoteFile]
+    others: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know."""
+        if not self.others:
+            return ()
+        return (
+            "links, or whatever else is neither a file nor a folder on the hub, are left there: "
+            f"{named(self.others)}",
+        )
 
 
 def checked_files(found: Iterable[RemoteFile], where: str) -> dict[str, RemoteFile]:
@@ -83,7 +96,7 @@ def checked_files(found: Iterable[RemoteFile], where: str) -> dict[str, RemoteFi
     files: dict[str, RemoteFile] = {}
     for file in found:
         _check_path(file.path, where)
-        if any(part.startswith(".") for part in PurePosixPath(file.path).parts):
+        if _is_hidden(file.path):
             continue
         if type(file.nbytes) is not int or not 0 <= file.nbytes <= MAX_NBYTES:
             raise _bad(where, f"{printable(file.path)}: a length", printable(repr(file.nbytes)))
@@ -101,6 +114,16 @@ def checked_files(found: Iterable[RemoteFile], where: str) -> dict[str, RemoteFi
     if not files:
         raise _bad(where, "files", "none")
     return dict(sorted(files.items()))
+
+
+def checked_names(found: Iterable[object]) -> tuple[str, ...]:
+    """Names for people to read, those of hidden files left out, sorted."""
+    names = {name if isinstance(name, str) else repr(name) for name in found}
+    return tuple(printable(name) for name in sorted(names) if not _is_hidden(name))
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 def _digest(found: object, form: re.Pattern[str]) -> str | None:

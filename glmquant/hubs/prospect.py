@@ -131,7 +131,7 @@ class FetchPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know."""
-        return self.model.notes if self.model else ()
+        return self.model.notes if self.model else self.listing.notes
 
 
 def choose_outputs(listing: Listing, model: Model | None, selection: Selection) -> Wanted:

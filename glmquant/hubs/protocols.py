@@ -10,12 +10,15 @@ from urllib.parse import quote
 
 from glmquant.errors import HubError
 from glmquant.hubs.known import HubName, Reference, elsewhere
-from glmquant.hubs.listing import Listing, RemoteFile, checked_files
+from glmquant.hubs.listing import Listing, RemoteFile, checked_files, checked_names
 from glmquant.hubs.web import Web, shown
 from glmquant.survey import printable
 
 Patient = Callable[[Callable[[], Any]], Any]
 """Tries a request again and again while it meets setbacks; gives what it gives."""
+
+_Found = tuple[Any, list[RemoteFile], list[Any]]
+"""Commit, files, and the names of what is neither a file nor a folder: links, mostly."""
 
 _UNLIKE: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 _MODELSCOPE_CAP: Final = 3000
@@ -52,7 +55,7 @@ class Protocol(ABC):
         """
         wanted = revision or self.default_revision
         try:
-            commit, files = self._listed(reference.repository, wanted)
+            commit, files, others = self._listed(reference.repository, wanted)
         except LookupError as error:
             if type(error) is not LookupError:
                 raise self._strange(reference) from error
@@ -60,11 +63,13 @@ class Protocol(ABC):
         except (TypeError, ValueError, AttributeError) as error:
             raise self._strange(reference) from error
         commit = commit if isinstance(commit, str) and commit.isalnum() else None
-        return Listing(reference, wanted, commit, checked_files(files, reference.text))
+        return Listing(
+            reference, wanted, commit, checked_files(files, reference.text), checked_names(others)
+        )
 
     @abstractmethod
-    def _listed(self, repository: str, revision: str) -> tuple[Any, list[RemoteFile]]:
-        """Commit and files; LookupError where there is none, other errors where it is strange."""
+    def _listed(self, repository: str, revision: str) -> _Found:
+        """As ``_Found``; LookupError where there is none, other errors where it is strange."""
 
     @abstractmethod
     def url(self, listing: Listing, path: str) -> str:
@@ -101,7 +106,7 @@ class ModelScope(Protocol):
     default_endpoint = "https://modelscope.cn"
     endpoint_variables = ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN")
 
-    def _listed(self, repository: str, revision: str) -> tuple[Any, list[RemoteFile]]:
+    def _listed(self, repository: str, revision: str) -> _Found:
         base = f"/api/v1/models/{quote(repository)}"
         found = self._get(f"{base}/revisions")["Data"]["RevisionMap"]
         commits = {
@@ -112,11 +117,13 @@ class ModelScope(Protocol):
         entries = self._entries(base, revision, "", is_deep=True)
         if len(entries) >= _MODELSCOPE_CAP:
             entries = list(self._walk(base, revision, ""))
-        return commits.get(revision), [
+        files = [
             RemoteFile(each["Path"], each["Size"], each.get("Sha256"), None)
             for each in entries
             if each["Type"] == "blob"
         ]
+        others = [each["Path"] for each in entries if each["Type"] not in ("blob", "tree")]
+        return commits.get(revision), files, others
 
     def _entries(self, base: str, revision: str, root: str, *, is_deep: bool) -> list[Any]:
         path = f"{base}/repo/files?Revision={quote(revision, safe='')}&Recursive={is_deep}"
@@ -156,7 +163,7 @@ class Modelers(Protocol):
     default_endpoint = "https://modelers.cn"
     endpoint_variables = ("OPENMIND_HUB_ENDPOINT",)
 
-    def _listed(self, repository: str, revision: str) -> tuple[Any, list[RemoteFile]]:
+    def _listed(self, repository: str, revision: str) -> _Found:
         folders, files = [""], []
         seen: set[str] = set()
         commit = None
@@ -184,7 +191,7 @@ class Modelers(Protocol):
                             None if is_lfs else digest,
                         )
                     )
-        return commit, files
+        return commit, files, []
 
     def url(self, listing: Listing, path: str) -> str:
         """By the revision that was asked for."""
@@ -200,7 +207,7 @@ class HuggingFace(Protocol):
     default_endpoint = "https://huggingface.co"
     endpoint_variables = ("HF_ENDPOINT",)
 
-    def _listed(self, repository: str, revision: str) -> tuple[Any, list[RemoteFile]]:
+    def _listed(self, repository: str, revision: str) -> _Found:
         base = f"/api/models/{quote(repository)}"
         commit = self._get(f"{base}/revision/{quote(revision, safe='')}")["sha"]
         if not isinstance(commit, str) or not commit.isalnum():
@@ -216,7 +223,7 @@ class HuggingFace(Protocol):
             entries += found
         if path is not None:
             raise ValueError("pages without end")
-        return commit, [
+        files = [
             RemoteFile(
                 each["path"],
                 each["lfs"]["size"] if each.get("lfs") else each["size"],
@@ -226,6 +233,8 @@ class HuggingFace(Protocol):
             for each in entries
             if each["type"] == "file"
         ]
+        others = [each["path"] for each in entries if each["type"] not in ("file", "directory")]
+        return commit, files, others
 
     def url(self, listing: Listing, path: str) -> str:
         """By the commit, which no push can change."""

@@ -122,6 +122,7 @@ def read_model(
                 "another revision or hub"  # fmt: skip
         raise
     texts = {name: head for name, (_, head) in heads.items()}
+    notes = [*listing.notes, *notes]
     return Model(config, layers, headers, is_bf16, tuple(notes), data, texts)
 
 
