@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from types import FrameType
 
 
 def start() -> None:
@@ -13,8 +14,10 @@ def start() -> None:
 
     Plans and records are hundreds of thousands of objects without a cycle, which the collector
     would walk again and again. NumPy's matrix threads, which nothing here uses, would spin, and
-    pydantic would look for plugins in the metadata of every package that is installed.
+    pydantic would look for plugins in the metadata of every package that is installed. SIGTERM, by
+    which batch systems and containers end a run, is Ctrl-C.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()
@@ -27,6 +30,11 @@ def start() -> None:
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is done is done
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and nothing need be waited for
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

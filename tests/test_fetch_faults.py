@@ -539,6 +539,25 @@ def test_a_run_that_is_killed_again_and_again_goes_on_where_it_was(tmp_path: Pat
     assert sent - (kills + 1) * once < 2 * total
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_says_how_it_goes_on(
+    hub: Hub, repo: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    hub.faults.append(Fault("slow", "safetensors", -1, bps=1e4))
+    line = [sys.executable, "-m", "glmquant", *words(hub, out)]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool(out.is_dir() and list(out.rglob("*.part"))), process)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, stderr
+    assert "interrupted: the same command goes on where this one stopped" in stderr
+    assert "Traceback" not in stderr
+    hub.faults.clear()
+    assert fetch(hub, out).exit_code == 0
+    assert_whole(out, repo)
+
+
 def test_two_fetches_into_one_folder_do_not_meet(
     hub: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
