@@ -558,6 +558,28 @@ def test_a_run_that_is_asked_to_end_says_how_it_goes_on(
     assert_whole(out, repo)
 
 
+@pytest.mark.parametrize("is_gone", [False, True], ids=["full", "gone"])
+def test_a_run_whose_progress_nobody_can_read_goes_on(
+    hub: Hub, repo: Path, tmp_path: Path, is_gone: bool
+) -> None:
+    out = tmp_path / "out"
+    hub.faults.append(Fault("status", "safetensors", 2, status=500))
+    line = [sys.executable, "-m", "glmquant", *words(hub, out)]
+    reader, stderr = os.pipe()
+    if not is_gone:
+        os.close(stderr)
+        stderr = os.open("/dev/full", os.O_WRONLY)
+    os.close(reader)
+    ran = subprocess.run(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, timeout=60
+    )
+    refused = subprocess.run([*line, "--stall", "x"], cwd=ROOT, stderr=stderr, check=False)
+    os.close(stderr)
+    assert (ran.returncode, refused.returncode) == (0, 2)
+    assert ran.stdout.startswith("fetched: ")
+    assert_whole(out, repo)
+
+
 def test_two_fetches_into_one_folder_do_not_meet(
     hub: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
