@@ -1073,6 +1073,24 @@ def test_an_empty_file_with_another_sum_is_an_error(
     assert (ran.exit_code, "NOTICE" in ran.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_a_server_says_before_its_answer_is_passed_over(
+    hub: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    real = hub_server.Handler.begin_answer
+    early = b"HTTP/1.1 102 Processing\r\n\r\n"
+    early += b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\nContent-Length: 7\r\n\r\n"
+
+    def begin_answer(self: hub_server.Handler, *answer: Any) -> None:
+        self.wfile.write(early)
+        real(self, *answer)
+
+    monkeypatch.setattr(hub_server.Handler, "begin_answer", begin_answer)
+    ran = fetch(hub, tmp_path / "out", protocol=protocol)
+    assert (ran.exit_code, "answered HTTP" in ran.stderr) == (0, False), ran.stderr
+    assert_whole(tmp_path / "out", repo)
+
+
 def test_a_location_that_is_no_address_is_a_setback(
     hub: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Ends waits that last too long though a byte comes now and then, which no socket's limit sees."""
+"""Waits for the answer itself, and ends waits in which a byte comes now and then."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import SWITCHING_PROTOCOLS, HTTPResponse
 from typing import Any, Final
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -73,6 +74,20 @@ class Watch:
                     end()
 
 
+class _Final(HTTPResponse):
+    """An answer behind whatever a server says before it: 103 Early Hints, 102 Processing.
+
+    http.client passes over 100 alone, and takes any other for the answer.
+    """
+
+    def begin(self) -> None:
+        """Read status and headers of the answer itself."""
+        super().begin()
+        while 100 < self.status < 200 and self.status != SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # type: ignore[assignment]  # not begun yet
+            super().begin()
+
+
 def watched_pools(watch: Watch) -> dict[str, type[HTTPConnectionPool]]:
     """Scheme → urllib3's pool whose connections are watched until they have answered.
 
@@ -81,6 +96,7 @@ def watched_pools(watch: Watch) -> dict[str, type[HTTPConnectionPool]]:
 
     class Watched:
         sock: Any
+        response_class: type[HTTPResponse] = _Final
 
         def connect(self) -> None:
             with watch.over(self._end):
