@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from glmquant.cli.progress import nbytes_text
 from glmquant.hubs import outputs
 from tests.builders import Recorded, build_checkpoint, read_shards
 from tests.conftest import Ran, folder_bytes, run_glmquant
@@ -133,6 +134,23 @@ def test_a_dry_run_tells_all_and_writes_nothing(
     total = sum(len(data) for data in plain_files(nano.folder).values())
     assert plan["nbytes"] == plan["to_fetch_nbytes"] == total
     assert {each["file"] for each in plan["files"]} == set(plain_files(nano.folder))
+
+
+def test_a_plan_says_what_may_have_to_come_again(fetch: Fetch, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    fetch(MODELSCOPE, folder)
+    shard = folder / "mtp.safetensors"
+    may_be = "where what is there turns out not to be the hub's"
+    assert may_be not in fetch(MODELSCOPE, folder, "--dry-run").stdout
+    nbytes = shard.stat().st_size
+    shard.write_bytes(bytes(nbytes))
+    plan = fetch(MODELSCOPE, folder, "--dry-run", "--json").events[-1]
+    assert (plan["to_fetch_nbytes"], plan["to_check_nbytes"]) == (0, nbytes)
+    text = f"0 B to fetch, up to {nbytes_text(nbytes)} more {may_be}"
+    assert text in fetch(MODELSCOPE, folder, "--dry-run").stdout
+    ran = fetch(MODELSCOPE, folder)
+    assert text in ran.stderr
+    assert f"; {nbytes_text(nbytes)} came over the line" in ran.stdout
 
 
 @pytest.mark.parametrize("layout", ["4.5", "4.6", "4.7"])

@@ -285,8 +285,19 @@ def _headline(plan: FetchPlan) -> str:
     return (
         f"{listing.reference.text}, revision {listing.revision} -> {short_path(plan.folder)}: "
         f"{len(plan.wanted.outputs)} files, {nbytes_text(plan.wanted.nbytes)}, "
-        f"{nbytes_text(plan.missing_nbytes)} to fetch"
+        f"{_to_fetch_text(plan)}"
     )
+
+
+def _to_fetch_text(plan: FetchPlan) -> str:
+    """What has to come, and what may have to, by what reading finds."""
+    from glmquant.cli.progress import nbytes_text
+
+    text = f"{nbytes_text(plan.missing_nbytes)} to fetch"
+    if not plan.to_check_nbytes:
+        return text
+    more = nbytes_text(plan.to_check_nbytes)
+    return f"{text}, up to {more} more where what is there turns out not to be the hub's"
 
 
 def _again(ctx: click.Context) -> str:
@@ -326,6 +337,7 @@ def _plan_fields(plan: FetchPlan) -> dict[str, Any]:
         "of_tensors": plan.wanted.of_tensors,
         "nbytes": plan.wanted.nbytes,
         "there_nbytes": sum(file.nbytes for file in plan.local.kept.values()),
+        "to_check_nbytes": plan.to_check_nbytes,
         "to_fetch_nbytes": plan.missing_nbytes,
         "free_nbytes": plan.free_nbytes,
         "nbytes_per_second": pace,
@@ -377,8 +389,7 @@ def _echo_plan(plan: FetchPlan, again: str, as_json: bool) -> None:
     room = f"{nbytes_text(free)} free" if free is not None else "free room not known"
     short = "; TOO LITTLE" if free is not None and free < need else ""
     click.echo(
-        f"bytes:    {nbytes_text(plan.wanted.nbytes)} in all, "
-        f"{nbytes_text(plan.missing_nbytes)} to fetch, {room}{short}"
+        f"bytes:    {nbytes_text(plan.wanted.nbytes)} in all, {_to_fetch_text(plan)}, {room}{short}"
     )
     click.echo(f"time:     {time_text(plan.missing_nbytes, fields['nbytes_per_second'])}")
     click.echo(f"nothing was written; to run it: {again}")

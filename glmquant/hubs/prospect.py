@@ -119,6 +119,11 @@ class FetchPlan:
         return max(0, sum(each.nbytes for each in self.missing) - self.local.begun_nbytes)
 
     @property
+    def to_check_nbytes(self) -> int:
+        """Bytes of files that have a copy to be looked at; it may turn out to be none."""
+        return sum(each.nbytes for each in self.wanted.outputs if each.name in self.local.to_check)
+
+    @property
     def about(self) -> dict[str, str | None]:
         """Hub, repository, revision, selection: for the journal's first line."""
         return {
