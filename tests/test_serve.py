@@ -80,6 +80,20 @@ def test_nothing_is_written_into_the_checkpoint(
     assert sorted(path.stem for path in tmp_path.iterdir()) == expected.split()
 
 
+@pytest.mark.parametrize("inside", [".", "scripts"])
+def test_a_checkpoint_is_no_folder_to_write_to(
+    inside: str, weights: Path, tmp_path: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = folder_bytes(weights)
+    (tmp_path / "link").symlink_to(weights)
+    monkeypatch.chdir(weights)
+    for folder in (weights / inside, tmp_path / "link" / inside, inside):
+        ran = glmquant("serve", weights, "--machine", "a3", "-o", folder)
+        assert (ran.exit_code, ran.stdout) == (2, ""), ran.stderr
+        assert "nothing is written into the checkpoint" in ran.stderr
+    assert folder_bytes(weights) == before
+
+
 @pytest.mark.parametrize(("npus", "machine"), [(8, "A2"), (16, "A3")])
 def test_the_machine_is_told_by_its_npus(
     npus: int, machine: str, weights: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +224,7 @@ def test_what_does_not_fit_is_a_warning_and_still_printed(weights: Path, glmquan
         (["--machine", "a3", "--docker", "--run"], "contradict"),
         (["--machine", "a3", "--print", "--run"], "contradict"),
         (["--machine", "a3", "--mirror"], "--docker"),
+        (["--machine", "a3", "-o", ""], "no folder is named"),
         (["--machine", "pd-2p1d", "--engine", "sglang"], "one machine"),
         (["--machine", "a3", "--engine", "sglang", "--profile", "tutorial"], "tutorial"),
         (["--machine", "2xa2", "--run"], "-o FOLDER"),

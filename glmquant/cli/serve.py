@@ -62,7 +62,7 @@ PROFILES = ("throughput", "latency", "long-context", "agents", "tutorial")
     "--output",
     "output",
     metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(file_okay=False),
     help="Write it: a script for each machine, or the compose file.",
 )
 @click.option(
@@ -127,7 +127,7 @@ def serve(
     as_compose: bool,
     to_print: bool,
     to_run: bool,
-    output: Path | None,
+    output: str | None,
     context: int | None,
     speculative_tokens: int | None,
     host: str,
@@ -173,10 +173,13 @@ def serve(
     from glmquant.deploy.candidate import open_candidate
     from glmquant.deploy.choose import choose_addresses
     from glmquant.deploy.container import image_problems
-    from glmquant.deploy.files import render_files, write_files
+    from glmquant.deploy.files import render_files, require_outside, write_files
     from glmquant.deploy.nodes import Choices
     from glmquant.deploy.request import image_of, request_setup
 
+    if output == "":
+        raise UsageError("no folder is named", where="-o", expected="the path of a folder",
+                         found="an empty text", hint="-o FOLDER")  # fmt: skip
     if math.isnan(limit_seconds):
         raise UsageError("that is no time", where="--timeout", expected="seconds", found="nan")
     choices = Choices(
@@ -189,6 +192,8 @@ def serve(
         expert_parallel=expert_parallel,
     )
     candidate = open_candidate(choose_quantized(folder, "serve"))
+    if output is not None:
+        require_outside(Path(output), candidate.folder)
     setup = request_setup(candidate, engine_name, series, target_name, profile_name, choices)
     addresses = choose_addresses(setup.target, hosts, nic)
     if to_run:
@@ -202,7 +207,7 @@ def serve(
     files = render_files(
         setup, image, addresses, as_compose=as_compose, as_files=output is not None
     )
-    written = write_files(output, files) if output is not None else ()
+    written = write_files(Path(output), files) if output is not None else ()
     if as_json:
         emit("serve", **setup.fields(), files=files, written=[str(path) for path in written])
         return

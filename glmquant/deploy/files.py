@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 from glmquant.deploy.container import Image, compose
 from glmquant.deploy.script import Addresses, render, render_proxy
 from glmquant.deploy.setup import Setup
-from glmquant.errors import TargetError
+from glmquant.errors import TargetError, UsageError
 from glmquant.storage import reading, writing
 from glmquant.writer import write_file
 
@@ -38,6 +39,28 @@ def render_files(
     if any(role.kv_role for role in setup.target.roles.values()):
         files["proxy.sh"] = render_proxy(setup, image, addresses)
     return files
+
+
+def require_outside(folder: Path, checkpoint: Path) -> None:
+    """Nothing is written into a checkpoint, whatever links lead there.
+
+    Args:
+        folder: Where files are to go.
+        checkpoint: The checkpoint's folder.
+
+    Raises:
+        UsageError: They would go there.
+    """
+    target = Path(os.path.realpath(folder))  # which links in a circle do not stop
+    is_inside = target.is_relative_to(os.path.realpath(checkpoint))
+    if is_inside:
+        raise UsageError(
+            "nothing is written into the checkpoint",
+            where=f"-o {folder}",
+            expected="a folder outside of it",
+            found=str(checkpoint),
+            hint="name another folder after -o",
+        )
 
 
 def write_files(folder: Path, files: dict[str, str]) -> tuple[Path, ...]:
