@@ -241,6 +241,25 @@ def test_wrong_usage_ends_with_2_and_says_what_would_do(
     assert told in ran.stderr
 
 
+def test_a_folder_with_a_strange_name_is_named_as_one_types_it(
+    weights: Path, tmp_path: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strange = tmp_path / "-my weights"
+    shutil.copytree(weights, strange)
+    ran = glmquant("serve", "--machine", "a3", "--", strange.name)
+    assert f"vllm serve '{strange}' \\" in ran.stdout
+    assert "when it answers: glmquant verify './-my weights' --url" in ran.stderr
+    build_checkpoint(tmp_path / "-bf16")
+    ran = glmquant("serve", "--machine", "a3", "--", "-bf16")
+    assert f"hint:     glmquant w8a8 {tmp_path / '-bf16'}" in ran.stderr
+    for shard in strange.glob("*.safetensors"):
+        shard.unlink()
+    (strange / "model-00001-of-00002.safetensors").write_bytes(b"")
+    ran = glmquant("serve", "--machine", "a3", "--", strange.name)
+    assert f"; glmquant verify '{strange}' says more" in ran.stderr
+
+
 @pytest.mark.parametrize("kind", ["bf16", "nothing"])
 def test_what_is_no_w8a8_checkpoint_is_refused(kind: str, tmp_path: Path, glmquant: Run) -> None:
     if kind == "bf16":

@@ -91,7 +91,7 @@ def _choose(
     choices = sorted(path for path in seen if is_choice(path))
     if len(choices) == 1:
         return Path(choices[0].name)
-    first = shlex.quote(printable(choices[0].name)) if choices else "FOLDER"
+    first = shlex.quote(printable(short_path(choices[0]))) if choices else "FOLDER"
     raise UsageError(
         f"no {noun} was named, and the working directory leaves no one choice",
         where=str(here),
@@ -129,7 +129,11 @@ def default_target(source: Path, recipe_name: str, has_mtp: bool) -> Path:
 
 
 def short_path(path: Path) -> str:
-    """The path as a user would type it: from the working directory where it lies in there."""
+    """The path as a user would type it: from the working directory where it lies in there.
+
+    One that begins with a dash would be taken for an option.
+    """
     with suppress(OSError, ValueError):  # no working directory any more, or elsewhere
         path = path.relative_to(Path.cwd())
-    return os.fsencode(path).decode(errors="backslashreplace")
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return f"./{text}" if text.startswith("-") else text

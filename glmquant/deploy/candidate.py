@@ -122,7 +122,7 @@ def _require_w8a8(subject: Subject) -> None:
         where=str(subject.path),
         expected="int8 weights and quant_model_description.json",
         found=subject.identity.text,
-        hint=shlex.join(["glmquant", verb, str(subject.path)]),
+        hint=shlex.join(["glmquant", verb, str(subject.path.absolute())]),
     )
 
 

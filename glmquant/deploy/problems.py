@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -126,7 +127,7 @@ def verdict_problems(
     if verdict is None:
         return
     run = verdict.with_flag if has_flag else verdict.without_flag
-    hint = f"glmquant verify {candidate.folder} says more"
+    hint = f"{shlex.join(['glmquant', 'verify', str(candidate.folder)])} says more"
     if run.target.fate is not Fate.LOADS:
         yield Problem(
             f"vllm-ascend {version.exact} would not load the checkpoint rightly",
