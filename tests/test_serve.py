@@ -228,7 +228,11 @@ def test_what_does_not_fit_is_a_warning_and_still_printed(weights: Path, glmquan
         (["--machine", "pd-2p1d", "--engine", "sglang"], "one machine"),
         (["--machine", "a3", "--engine", "sglang", "--profile", "tutorial"], "tutorial"),
         (["--machine", "2xa2", "--run"], "-o FOLDER"),
+        (["--machine", "cpu"], "where:    --machine cpu"),
         (["--machine", "cpu"], "glmquant engine install"),
+        (["--machine", "cpu", "--docker"], "runs in no container"),
+        (["--machine", "cpu", "--profile", "tutorial"], "not for these machines"),
+        (["--machine", "cpu", "--version", "0.24"], "no such version"),
         ([], "--machine"),
     ],
 )

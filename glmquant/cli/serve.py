@@ -175,8 +175,10 @@ def serve(
     from glmquant.deploy.container import image_problems
     from glmquant.deploy.files import render_files, require_outside, write_files
     from glmquant.deploy.nodes import Choices
-    from glmquant.deploy.request import image_of, request_setup
+    from glmquant.deploy.request import image_of, no_container, request_setup
 
+    if target_name == "cpu" and (as_docker or as_compose):
+        raise no_container()
     if output == "":
         raise UsageError("no folder is named", where="-o", expected="the path of a folder",
                          found="an empty text", hint="-o FOLDER")  # fmt: skip

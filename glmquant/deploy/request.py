@@ -80,21 +80,24 @@ def request_setup(
 def _on_cpu(candidate: Candidate, series: str | None, profile_name: str, choices: Choices) -> Setup:
     from glmquant.verify.behaviour.choice import require_cpu_engine
 
-    found = require_cpu_engine(candidate.nbytes)
-    backend = cpu_backend(found)
+    profile = choose_profile(profile_name, "cpu")
     engine = load_engine("vllm-ascend")
+    wanted = choose_version(engine, series) if series is not None else None
+    found = require_cpu_engine(
+        candidate.nbytes, "--machine cpu", "--machine a3 prints the command for NPUs"
+    )
+    backend = cpu_backend(found)
     exact = found.versions["vllm-ascend"]
     version = next(each for each in engine.versions if each.exact == exact)
-    if series is not None and choose_version(engine, series) != version:
+    if wanted not in (None, version):
         raise UsageError(
             "the CPU engine has another version",
             where=f"--version {series}",
             expected=exact,
-            found=series,
+            found=wanted.exact,
             hint="leave --version out",
         )
     engine = engine.model_copy(update={"program": (backend.program, "serve")})
-    profile = choose_profile(profile_name, "cpu")
     setup = make_setup(candidate, engine, version, load_targets(), "cpu", profile, choices)
     (node,) = setup.nodes
     return replace(setup, nodes=(replace(node, variables=backend.environment | node.variables),))
@@ -119,6 +122,17 @@ def _this_machine() -> str:
     )
 
 
+def no_container() -> UsageError:
+    """The error for the CPU engine in a container."""
+    return UsageError(
+        "the CPU engine runs in no container",
+        where="--machine cpu",
+        expected="a machine with NPUs",
+        found="--docker or --compose",
+        hint="leave it out, or name --machine a3",
+    )
+
+
 def image_of(setup: Setup, *, is_mirrored: bool) -> Image:
     """The container's image for a service.
 
@@ -131,13 +145,7 @@ def image_of(setup: Setup, *, is_mirrored: bool) -> Image:
     """
     machine = setup.target.machine
     if machine == "cpu":
-        raise UsageError(
-            "the CPU engine runs in no container",
-            where="--machine cpu",
-            expected="a machine with NPUs",
-            found="--docker or --compose",
-            hint="leave it out, or name --machine a3",
-        )
+        raise no_container()
     host = load_container()
     name = setup.version.images[machine]
     return Image(f"{host.mirror}{name}" if is_mirrored else name, host)

@@ -85,11 +85,13 @@ def _ascend() -> Choice:
     return Choice(EngineKind.ASCEND, ascend_backend(program, npus))
 
 
-def require_cpu_engine(nbytes: int) -> Engine:
+def require_cpu_engine(nbytes: int, asked: str, otherwise: str) -> Engine:
     """The CPU engine, which has room for weights.
 
     Args:
         nbytes: Of the weights.
+        asked: The option that asked for it.
+        otherwise: What to do where it has not.
 
     Raises:
         UsageError: There is none, or too little memory.
@@ -98,7 +100,7 @@ def require_cpu_engine(nbytes: int) -> Engine:
     if engine is None:
         raise UsageError(
             "the CPU engine is not installed",
-            where="--engine cpu",
+            where=asked,
             expected="the environment that `glmquant engine install` makes",
             found="none, or an unfinished one",
             hint="glmquant engine install",
@@ -107,16 +109,19 @@ def require_cpu_engine(nbytes: int) -> Engine:
     if needed > available:
         raise UsageError(
             "the checkpoint does not fit the CPU engine",
-            where="--engine cpu",
+            where=asked,
             expected=f"{needed / 1e9:.1f} GB of memory",
             found=f"{available / 1e9:.1f} GB available",
-            hint="--engine reference holds one layer at a time; --engine none reads files alone",
+            hint=otherwise,
         )
     return engine
 
 
 def _cpu(nbytes: int) -> Choice:
-    return Choice(EngineKind.CPU, cpu_backend(require_cpu_engine(nbytes)))
+    otherwise = "--engine reference holds one layer at a time; --engine none reads files alone"
+    return Choice(
+        EngineKind.CPU, cpu_backend(require_cpu_engine(nbytes, "--engine cpu", otherwise))
+    )
 
 
 def _best(nbytes: int) -> Choice:
