@@ -20,6 +20,7 @@ from glmquant.observer import Observer
 from glmquant.runtime import guard
 from glmquant.runtime.observed import Prompt
 from glmquant.runtime.server import Server, free_port, running
+from glmquant.runtime.serverlog import read_cause, read_tail
 from tests.servers import words_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +119,17 @@ def test_a_server_that_fails_to_start_gives_its_exit_code_and_the_end_of_its_log
     assert error.log[-1] == key
     assert Path(str(error.where)).is_file()  # kept, to be read
     assert f"    | {key}" in str(error)
+
+
+def test_a_log_tells_a_terminal_nothing_but_text(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(
+        b"\x1b[1;36m(EngineCore pid=7)\x1b[0;0m \x1b]0;title\x07loading\tall\n"
+        b"ValueError: \x1b]52;c;aGk=\x07 \x1b[31mno\x1b[0m \x9b2J\xff\n"
+    )
+    said = r"ValueError: \x1b]52;c;aGk=\x07 no " + "\ufffd2J\ufffd"
+    assert read_tail(log) == (r"\x1b]0;title\x07loading       all", said)
+    assert read_cause(log) == said
 
 
 def test_a_program_that_is_not_there_is_said() -> None:
