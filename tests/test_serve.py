@@ -217,6 +217,7 @@ def test_what_does_not_fit_is_a_warning_and_still_printed(weights: Path, glmquan
         (["--machine", "a3", "--node", "10.0.0.1"], "one machine"),
         (["--machine", "2xa2", "--node", "$(id)", "--node", "b"], "'$(id)'"),
         (["--machine", "2xa2", "--nic", "a;b"], "'a;b'"),
+        (["--machine", "a3", "--nic", "eth0"], "talks to no other"),
         (["--machine", "a3", "--host", "$rank"], "'$rank'"),
         (["--machine", "a3", "--name", "$port"], "'$port'"),
         (["--machine", "a3", "--tool-parser", "$nic"], "'$nic'"),

@@ -78,7 +78,7 @@ def choose_addresses(target: Target, hosts: Sequence[str], interface: str | None
         interface: The network interface that they talk over.
 
     Raises:
-        UsageError: Too many or too few, or no addresses.
+        UsageError: Too many or too few, or no addresses; an interface that nothing goes over.
     """
     names = [
         f"{'node' if role_name == 'serve' else role_name}{number}"
@@ -105,6 +105,14 @@ def choose_addresses(target: Target, hosts: Sequence[str], interface: str | None
                 found=repr(host),
                 hint=f"getent ahostsv4 {shlex.quote(host)}",
             ) from None
+    if interface is not None and target.nodes == 1:
+        raise UsageError(
+            "one machine talks to no other",
+            where=f"--nic {interface}",
+            expected="several machines",
+            found=target.title,
+            hint="leave --nic out",
+        )
     if interface is not None:
         require_word("--nic", interface, _INTERFACE, "the name of a network interface")
     return Addresses(dict(zip(names, hosts, strict=False)), interface)
