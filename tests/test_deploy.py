@@ -361,6 +361,31 @@ def test_the_form_of_tool_calls_is_read_in_the_chat_template(
     assert open_candidate(folder).tool_form == form
 
 
+@pytest.mark.parametrize("value", [None, "131072", True, 0, -1, 4096.0, [4096]])
+def test_a_length_in_config_that_is_none_is_a_problem(value: Any, tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "GLM", max_position_embeddings=4096)
+    folder = tmp_path / "GLM-W8A8"
+    assert run_glmquant("w8a8", tmp_path / "GLM", folder).exit_code == 0
+    assert open_candidate(folder).config_faults == ()
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": value}))
+    found = open_candidate(folder)
+    (problem,) = setup_of(replace(candidate_of(), config_faults=found.config_faults)).problems
+    assert problem.where == "config.json: max_position_embeddings"
+    assert (problem.expected, problem.found) == ("a whole number above 0", repr(value))
+
+
+def test_a_size_in_config_that_is_none_is_a_problem(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "GLM")
+    folder = tmp_path / "GLM-W8A8"
+    assert run_glmquant("w8a8", tmp_path / "GLM", folder).exit_code == 0
+    edit_config(folder, num_attention_heads="x", max_position_embeddings="\x1b")
+    ran = run_glmquant("serve", folder, "--machine", "a3")
+    assert ran.exit_code == 0
+    assert "config.json has a wrong value (config.json: num_attention_heads): 'x'" in ran.stderr
+    assert "(config.json: max_position_embeddings): '\\x1b'" in ran.stderr
+
+
 def test_a_candidate_is_what_its_folder_says(tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "GLM", max_position_embeddings=4096)
     folder = tmp_path / "GLM-W8A8-floatmtp"

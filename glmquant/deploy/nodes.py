@@ -152,15 +152,22 @@ class Maker:
         wanted = placement.expert_parallel if chosen is None else chosen
         layout = Layout(machine, data, tensor, is_expert_parallel=wanted)
         config = self.candidate.config
-        if wanted or chosen is not None or config is None or self.profile.is_verbatim:
+        if wanted or chosen is not None or config is None:
             return layout
         by_expert = Layout(machine, data, tensor, is_expert_parallel=True)
         flaws = [*obstacles(config, layout)] or [*advice(config, (), layout)]
         is_mended = not list(obstacles(config, by_expert))
-        if flaws and is_mended and self.engine.name == "vllm-ascend" and layout.cards > 1:
-            self.notes.append(f"expert parallel, since {flaws[0].partition(':')[0]}")
-            return by_expert
-        return layout
+        if not flaws or not is_mended or self.engine.name != "vllm-ascend" or layout.cards < 2:
+            return layout
+        flaw = flaws[0].partition(":")[0]
+        if self.profile.is_verbatim:
+            self.notes.append(
+                f"{flaw}: --expert-parallel leaves experts whole, and the profile "
+                f"{self.profile.name} does not ask for it"
+            )
+            return layout
+        self.notes.append(f"expert parallel, since {flaw}")
+        return by_expert
 
     def _reads_description(self) -> bool:
         """Whether the engine knows the format without the flag."""
