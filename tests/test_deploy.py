@@ -259,6 +259,21 @@ def test_slices_of_experts_that_divide_badly_become_whole_experts(
     assert any("expert parallel, since" in note for note in setup.notes) == has_experts
 
 
+@pytest.mark.parametrize(("sizes", "is_said"), [(AIR, True), (LARGE, False)])
+def test_the_tutorials_command_says_where_experts_divide_badly(
+    sizes: dict[str, Any], is_said: bool
+) -> None:
+    note = (
+        "moe_intermediate_size 1408 / 16 = 88 is not a multiple of 32: --expert-parallel leaves "
+        "experts whole, and the profile tutorial does not ask for it"
+    )
+    setup = setup_of(candidate_of(sizes), profile="tutorial")
+    assert (note in setup.notes) == is_said
+    assert "--enable-expert-parallel" not in options(setup)
+    chosen = setup_of(candidate_of(sizes), profile="tutorial", expert_parallel=True)
+    assert "--enable-expert-parallel" in options(chosen) and note not in chosen.notes
+
+
 def test_a_model_that_does_not_divide_is_a_problem() -> None:
     setup = setup_of(candidate_of({**LARGE, "num_attention_heads": 100}))
     (problem,) = setup.problems

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from glmquant.errors import GlmquantError, UsageError
-from glmquant.glm4_moe import Glm4MoeConfig
+from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig
 from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 from glmquant.sizing import TensorGroup
 from glmquant.source import FolderSource
+from glmquant.survey import printable
 from glmquant.verify.engines.predict import Verdict, predict
 from glmquant.verify.files.template import template_of
 from glmquant.verify.subject import Subject, open_subject
@@ -27,6 +28,7 @@ LINES: Final = "lines"
 """Tool calls over lines: ``<tool_call>name``, then ``<arg_key>`` in the next (GLM-4.5 and 4.6)."""
 
 _CALL: Final = re.compile(r"<tool_call>\{?[\w-]+\}?(?P<end>\\n|\n)?\s*<arg_key>")
+_CONTEXT_KEY: Final = "max_position_embeddings"
 _MAX_LINKS: Final = 40
 """In a chain; the kernel follows no more."""
 
@@ -52,6 +54,7 @@ class Candidate:
         is_embedded: config.json holds the description, too.
         verdicts: What each version of vllm-ascend would do with the folder.
         link_folders: Folders outside that links in it lead to.
+        config_faults: Of config.json: key, what it has to be, what it is.
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class Candidate:
     is_embedded: bool
     verdicts: tuple[Verdict, ...]
     link_folders: tuple[Path, ...]
+    config_faults: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def has_mtp(self) -> bool:
@@ -92,7 +96,7 @@ def open_candidate(folder: Path) -> Candidate:
     subject = open_subject(FolderSource(folder))
     _require_w8a8(subject)
     path = Path(folder.absolute())
-    allowed = subject.found.config.get("max_position_embeddings")
+    allowed = subject.found.config.get(_CONTEXT_KEY)
     config = subject.config
     return Candidate(
         folder=path,
@@ -108,6 +112,7 @@ def open_candidate(folder: Path) -> Candidate:
         is_embedded=subject.found.embedded_description is not None,
         verdicts=predict(subject),
         link_folders=tuple(sorted(set(_link_folders(path)) - {path})),
+        config_faults=tuple(_config_faults(subject)),
     )
 
 
@@ -124,6 +129,21 @@ def _require_w8a8(subject: Subject) -> None:
         found=subject.identity.text,
         hint=shlex.join(["glmquant", verb, str(subject.path.absolute())]),
     )
+
+
+def _config_faults(subject: Subject) -> Iterator[tuple[str, str, str]]:
+    """Values of keys that this goes by; one that is not there is the engine's to choose."""
+    said = subject.found.config
+    if subject.config_error is not None:
+        key, expected = subject.config_error
+        yield key, expected, _shown(said, key.partition(": ")[2])
+    longest = said.get(_CONTEXT_KEY, 1)
+    if type(longest) is not int or longest < 1:
+        yield f"{CONFIG_FILE}: {_CONTEXT_KEY}", "a whole number above 0", _shown(said, _CONTEXT_KEY)
+
+
+def _shown(config: dict[str, Any], key: str) -> str:
+    return printable(repr(config[key])) if key in config else "no such key"
 
 
 def _groups(subject: Subject) -> Iterator[TensorGroup]:

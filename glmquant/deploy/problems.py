@@ -56,6 +56,22 @@ def refuse(problems: tuple[Problem, ...]) -> None:
     )
 
 
+def config_problems(candidate: Candidate) -> Iterator[Problem]:
+    """What of config.json cannot be gone by: room and lengths are then not looked at.
+
+    Args:
+        candidate: The checkpoint.
+    """
+    for key, expected, found in candidate.config_faults:
+        yield Problem(
+            "config.json has a wrong value",
+            where=key,
+            expected=expected,
+            found=found,
+            hint="fetch config.json of the same release again",
+        )
+
+
 def room(
     candidate: Candidate, layout: Layout, context: int, *, shared_experts_whole: bool
 ) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from typing import Any
 from glmquant.deploy.candidate import Candidate
 from glmquant.deploy.data import EngineData, Profile, Target, Targets, Version, series_key
 from glmquant.deploy.nodes import Choices, Maker, Node, reached
-from glmquant.deploy.problems import Problem, verdict_problems
+from glmquant.deploy.problems import Problem, config_problems, verdict_problems
 from glmquant.errors import UsageError
 from glmquant.runtime.launch import command_words
 
@@ -135,7 +135,7 @@ def make_setup(
     for role_name, role in target.roles.items():
         placement = profile.targets[target_name][role_name]
         nodes += maker.nodes(role_name, role, placement, {} if profile.is_verbatim else base)
-    notes, problems = maker.notes, maker.problems
+    notes, problems = maker.notes, [*config_problems(candidate), *maker.problems]
     if target.caution:
         notes.append(target.caution)
     if target.since and series_key(version.series) < series_key(target.since):
