@@ -438,6 +438,10 @@ def test_a_paths_name_is_never_taken_for_an_alias(
     for words in (("glm-9",), ("zai-org/GLM-4.6",), ("github:a/b",), ("hf:glm",), ("hf:../x",)):
         assert run_glmquant("fetch", *words).exit_code == 2
     assert run_glmquant("fetch", "hf:a/b", "--hub", "modelers").exit_code == 2
+    ran = run_glmquant("fetch", "hf:me/GLM@v1")
+    assert "expected: hf:OWNER/NAME" in ran.stderr
+    assert "hint:     glmquant fetch hf:me/GLM --revision v1\n" in ran.stderr
+    assert "expected: hf:OWNER/NAME" in run_glmquant("fetch", "hf:glm").stderr
     assert run_glmquant("fetch", "hf:a/b", "--endpoint", "http://example.org").exit_code == 2
 
 

@@ -203,11 +203,27 @@ def test_a_card_of_other_files_does_not_go(
 
 
 @pytest.mark.parametrize(
-    "to", ["me/GLM", "nowhere:me/GLM", "modelscope:GLM", "modelscope:me/../GLM", "modelscope:"]
+    ("to", "hint"),
+    [
+        ("me/GLM", "modelscope:me/GLM"),
+        ("me", "modelscope:OWNER/NAME"),
+        ("nowhere:me/GLM", "modelscope:OWNER/NAME"),
+        ("modelscope:GLM", "modelscope:OWNER/NAME"),
+        ("hf:me/GLM@v1", "hf:OWNER/NAME"),
+        ("hf:glm-4.6", "hf:OWNER/NAME"),
+        ("modelers:me/../GLM", "modelers:OWNER/NAME"),
+        ("modelscope:", "modelscope:OWNER/NAME"),
+        ("", "modelscope:OWNER/NAME"),
+    ],
 )
-def test_what_names_no_repository_is_wrong_usage(to: str, output: Path, glmquant: Run) -> None:
+def test_what_names_no_repository_is_wrong_usage(
+    to: str, hint: str, output: Path, glmquant: Run
+) -> None:
     ran = glmquant("publish", output, "--to", to, "--print")
     assert ran.exit_code == 2, ran.stdout
+    assert "error: that names no repository on a hub" in ran.stderr
+    assert "hf:OWNER/NAME, without a revision" in ran.stderr
+    assert f"hint:     --to {hint}\n" in ran.stderr
     assert glmquant("publish", output, "--print").exit_code == 2
 
 

@@ -93,7 +93,7 @@ def publish(
     """
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.folders import choose_quantized
-    from glmquant.hubs.known import HubName, find_model
+    from glmquant.hubs.known import HubName
     from glmquant.publish.commands import shown_commands
     from glmquant.publish.parcel import (
         pack,
@@ -104,7 +104,7 @@ def publish(
     from glmquant.publish.upload import ended_by_sigterm
 
     path = choose_quantized(folder, "publish")
-    target = find_model(to) if ":" in to else _refuse_target(to)
+    target = _target(to)
     parcel = pack(path, include)
     licence = licence or parcel.licence
     commands = shown_commands(target, path, licence=licence or "ID", visibility=visibility)
@@ -133,15 +133,27 @@ def publish(
         _send(program, parcel, target, licence=licence, visibility=visibility, as_json=as_json)
 
 
-def _refuse_target(to: str) -> Reference:
-    from glmquant.errors import UsageError
+def _target(to: str) -> Reference:
+    """The repository that is meant.
 
+    Raises:
+        UsageError: None is.
+    """
+    from glmquant.errors import UsageError
+    from glmquant.hubs.known import HubName, find_model, is_repository
+    from glmquant.survey import printable
+
+    hub, _, name = to.partition(":")
+    is_hub = hub in {each.value for each in HubName}
+    if is_hub and is_repository(name):
+        return find_model(to)
+    first = hub if is_hub else HubName.MODELSCOPE.value
     raise UsageError(
         "that names no repository on a hub",
         where="--to",
-        expected="modelscope:OWNER/NAME, modelers:OWNER/NAME or hf:OWNER/NAME",
-        found=to,
-        hint=f"--to modelscope:{to}" if "/" in to else "--to modelscope:OWNER/NAME",
+        expected="modelscope:OWNER/NAME, modelers:OWNER/NAME or hf:OWNER/NAME, without a revision",
+        found=printable(to),
+        hint=f"--to {first}:{to if is_repository(to) else 'OWNER/NAME'}",
     )
 
 

@@ -164,8 +164,19 @@ def find_model(text: str, hub: HubName | None = None, folder: Path | None = None
                 hint="glmquant models",
             )
         hub = HubName(prefix)
-    if _REPOSITORY.fullmatch(repository) and hub:
+    if hub and is_repository(repository):
         return Reference(hub, repository, _by_repository(hub, repository))
+    if hub and (colon or "/" in repository):
+        bare, _, revision = repository.partition("@")
+        raise UsageError(
+            "that names no repository on a hub",
+            where=text,
+            expected=f"{hub.value}:OWNER/NAME, of letters, digits and . _ -",
+            found=repository or "nothing behind the colon",
+            hint=shlex.join(["glmquant", "fetch", f"{hub.value}:{bare}", "--revision", revision])
+            if revision and is_repository(bare)
+            else "glmquant models",
+        )
     known = None if colon else _by_alias(repository)
     if known is None:
         raise UsageError(
@@ -174,7 +185,7 @@ def find_model(text: str, hub: HubName | None = None, folder: Path | None = None
             expected=f"{', '.join(each.alias for each in MODELS)}, or hub:owner/name",
             found="another name",
             hint=f"glmquant fetch modelscope:{repository}"
-            if _REPOSITORY.fullmatch(repository)
+            if is_repository(repository)
             else "glmquant models",
         )
     first = _first(known)
@@ -189,6 +200,11 @@ def find_model(text: str, hub: HubName | None = None, folder: Path | None = None
             hint=f"glmquant fetch {known.alias} --hub {first.hub.value}",
         )
     return Reference(hub, known.repositories[hub], known)
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text is ``owner/name`` as the hubs have them."""
+    return _REPOSITORY.fullmatch(text) is not None
 
 
 def refuse_look_alike(name: str) -> None:
