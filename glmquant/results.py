@@ -100,8 +100,12 @@ class Results:
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
         """What a reader looks for and nobody measured."""
-        told = {_key(result.dataset) for result in self.found}
-        return tuple(pair for pair in EXPECTED if _key(pair[0]) not in told)
+        told = [(_key(each.dataset), _plain(each.metric)) for each in self.found]
+        return tuple(
+            (dataset, metric)
+            for dataset, metric in EXPECTED
+            if not any(_key(dataset) == key and said.startswith(metric) for key, said in told)
+        )
 
 
 def read_results(folder: Path) -> Results:
@@ -158,4 +162,8 @@ def _add(told: Any, found: list[Result]) -> str | None:
 
 def _key(dataset: str) -> str:
     """A dataset's name without case and what is behind its first word: ``GSM8K (cot)``."""
-    return dataset.lower().replace("-", " ").replace("_", " ").split(" ")[0]
+    return _plain(dataset).split(" ")[0]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", " ").replace("_", " ")

@@ -257,6 +257,24 @@ def test_results_take_the_place_of_what_is_not_measured(output: Path, glmquant: 
     assert notes[0].startswith("note: .glmquant/results/b.json, result 1 is left out: metric: ")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "metric", "is_told"),
+    [
+        ("gsm8k", "latency", False),
+        ("other", "accuracy", False),
+        ("gsm8k", "Accuracy", True),
+        ("GSM8K-cot", "accuracy (strict)", True),
+    ],
+)
+def test_another_figure_of_a_dataset_is_not_the_one_that_is_missing(
+    dataset: str, metric: str, is_told: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".glmquant" / "results"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text(json.dumps({"dataset": dataset, "metric": metric, "value": 1}))
+    assert (("gsm8k", "accuracy") not in read_results(tmp_path).missing) == is_told
+
+
 def test_results_of_nobody_are_none(tmp_path: Path) -> None:
     assert read_results(tmp_path).found == ()
 
