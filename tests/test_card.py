@@ -182,6 +182,7 @@ def test_a_card_is_replaced_and_what_somebody_wrote_is_not(output: Path, glmquan
     ran = glmquant("card", output)
     assert ran.exit_code == 2
     assert f"where:    {page}" in ran.stderr
+    assert f"hint:     glmquant card {output} --print shows the card;" in ran.stderr
     assert page.read_text() == "# Mine\n"
     assert "# GLM-W8A8-floatmtp" in glmquant("card", output, "--print").stdout
     assert page.read_text() == "# Mine\n"
@@ -228,7 +229,7 @@ def test_results_take_the_place_of_what_is_not_measured(output: Path, glmquant: 
         "items": 1319,
         "interval": [94.6, 96.8],
         "engine": "vllm-ascend 0.23.0",
-        "machine": "Atlas 800 | A3",
+        "machine": "Atlas `800` \\| <b>A3</b> & more",
         "date": "2026-08-22",
         "unknown": [1],
     }
@@ -240,14 +241,15 @@ def test_results_take_the_place_of_what_is_not_measured(output: Path, glmquant: 
     (folder / "c.json").write_text("{")
     ran = glmquant("card", output, "--print")
     told = [
-        re.split(r"(?<!\\)\|", line)[1:5]
+        line.split("|")[1:-1]
         for line in section(ran.stdout, "Results").splitlines()
         if line.startswith("| ")
     ]
     assert [[cell.strip() for cell in row] for row in told[1:]] == [
         [
             *("GSM8K", "accuracy", "95.8 % [94.6, 96.8]"),
-            r"AISBench, 1,319 items, vllm-ascend 0.23.0, Atlas 800 \| A3, 2026-08-22",
+            "AISBench, 1,319 items, vllm-ascend 0.23.0, Atlas &#96;800&#96; \\&#124; "
+            "&#60;b&#62;A3&#60;/b&#62; &#38; more, 2026-08-22",
         ],
         ["MTP", "acceptance rate", "0.91", ""],
         ["GPQA diamond", "accuracy", "not measured", ""],
@@ -273,6 +275,19 @@ def test_another_figure_of_a_dataset_is_not_the_one_that_is_missing(
     folder.mkdir(parents=True)
     (folder / "a.json").write_text(json.dumps({"dataset": dataset, "metric": metric, "value": 1}))
     assert (("gsm8k", "accuracy") not in read_results(tmp_path).missing) == is_told
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1bb", "a\u2028b"])
+def test_a_name_is_a_line_of_text(name: str, output: Path, glmquant: Run) -> None:
+    ran = glmquant("card", output, "--name", name)
+    assert (ran.exit_code, "that is no name for a heading" in ran.stderr) == (2, True)
+    assert not (output / "README.md").exists()
+
+
+def test_a_name_is_quoted_where_a_shell_reads_it(output: Path, glmquant: Run) -> None:
+    text = glmquant("card", output, "--print", "--name", "My model; rm x").stdout
+    assert "\n# My model; rm x\n" in text
+    assert "\nglmquant serve 'My model; rm x' --machine a3" in text
 
 
 def test_results_of_nobody_are_none(tmp_path: Path) -> None:

@@ -112,17 +112,19 @@ def _require_replaceable(page: Path) -> None:
     Raises:
         UsageError: README.md is something else.
     """
+    from glmquant.cli.folders import short_path
     from glmquant.errors import UsageError
     from glmquant.report.card import is_card
     from glmquant.storage import reading
 
     with reading(page):
         is_there = page.exists() or page.is_symlink()
+    shown = shlex.join(["glmquant", "card", short_path(page.parent)])
     if is_there and not (page.is_file() and is_card(page)):
         raise UsageError(
             "there is a README.md already, and it is no card of glmquant",
             where=str(page),
             expected="none, or a card of an earlier run",
             found="another file" if page.is_file() else "something that is no file",
-            hint="glmquant card --print shows the card; --overwrite replaces the file",
+            hint=f"{shown} --print shows the card; --overwrite replaces the file",
         )

@@ -81,7 +81,7 @@ def make_card(
         The page.
 
     Raises:
-        UsageError: The folder holds no finished W8A8 checkpoint.
+        UsageError: The folder holds no finished W8A8 checkpoint, or the name is none.
         StorageError: A file cannot be read.
     """
     source = FolderSource(folder)
@@ -97,10 +97,18 @@ def make_card(
     results = read_results(folder)
     rows = layer_rows(found, mtp.layers)
     shown = name or folder.resolve().name
+    if name is not None and (not name.strip() or not name.isprintable()):
+        raise UsageError(
+            "that is no name for a heading",
+            where="--name",
+            expected="a line of text",
+            found=printable(repr(name)),
+        )
     sums = sum_files(folder, files_found, observer)
     fields = {
         "mark": _MARK,
-        "name": shown,
+        "title": printable(shown),
+        "word": shlex.quote(shown),
         "front_matter": _front_matter(base, licence, mtp, hub),
         "model": identity.model,
         "format": "W8A8" if identity.marking.format is Format.GLMQUANT else identity.text,
@@ -190,10 +198,18 @@ def _recipe(found: Survey) -> dict[str, Any] | None:
     }
 
 
+_ENTITIES: Final = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`"}
+
+
+def _cell(text: object) -> str:
+    """A cell of a table: neither HTML nor more cells, whatever a file says."""
+    return printable(str(text), 200).translate(_ENTITIES)
+
+
 def _render(fields: dict[str, Any]) -> str:
     environment = Environment(  # Markdown: hubs escape HTML themselves
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["cell"] = lambda text: printable(str(text), 200).replace("|", "\\|")
+    environment.filters["cell"] = _cell
     source = files("glmquant.report").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(fields)
