@@ -405,7 +405,28 @@ def test_a_server_of_somebody_elses_that_fails_is_an_error_with_its_address(
     ran = remote(kind, output, glmquant)
     assert ran.exit_code == 2
     assert "where:    http://127.0.0.1:" in ran.stderr
-    assert "verdict" not in ran.stdout
+    assert "verdict: open, the server could not be asked, no finding" in ran.stdout
+    assert "levels: files; next: see the server's own log" in ran.stdout
+
+
+def test_what_the_files_show_is_told_though_a_server_fails(
+    nano: Recorded, output: Path, tmp_path: Path, glmquant: Run
+) -> None:
+    page = tmp_path / "report.html"
+    words = ("--source", nano.folder, "--url", f"http://127.0.0.1:{free_port()}")
+    ran = glmquant("verify", output, *words, "--html", page, "--json")
+    assert ran.exit_code == 2
+    report, error = ran.events[-2:]
+    assert (report["event"], report["verdict"], report["findings"]) == ("verify", "open", [])
+    assert report["levels"] == ["files", "values", "source"]
+    assert report["roles"] and report["int8"]
+    assert (error["event"], error["error"]) == ("error", "EngineError")
+    assert "open, the server could not be asked" in page.read_text()
+    (output / "quant_model_description.json").write_text("{}")
+    ran = glmquant("verify", output, *words)
+    assert ran.exit_code == 1
+    assert "verdict: not right, " in ran.stdout
+    assert "where:    http://127.0.0.1:" in ran.stderr
 
 
 def test_after_an_engine_and_the_source_the_next_command_serves(

@@ -77,7 +77,8 @@ def headline(report: Report) -> str:
         for count, noun in ((report.errors, "error"), (warnings, "warning"))
         if count
     ]
-    return f"{'not right' if report.errors else 'right'}, {' and '.join(counts) or 'no finding'}"
+    word = {"findings": "not right", "open": "open, the server could not be asked"}
+    return f"{word.get(report.verdict, 'right')}, {' and '.join(counts) or 'no finding'}"
 
 
 def _echo_engines(report: Report) -> None:

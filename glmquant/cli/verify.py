@@ -132,7 +132,8 @@ def verify(
     out where the working directory holds one of them. Nothing is written into either folder.
 
     Exits with 0 where all is right or there are only warnings, 1 with errors, 2 where it could not
-    begin: wrong options, no W8A8 checkpoint in DIR, no whole BF16 one in SOURCE.
+    begin: wrong options, no W8A8 checkpoint in DIR, no whole BF16 one in SOURCE; or where the
+    server at --url failed, after what the files show.
     """
     ctx.meta["glmquant.json"] = as_json
     from glmquant.checkpoint import open_checkpoint
@@ -143,7 +144,6 @@ def verify(
         AlreadyQuantizedError,
         CheckpointError,
         DiskSpaceError,
-        EngineError,
         HubError,
         UsageError,
     )
@@ -176,8 +176,8 @@ def verify(
                 wish=wish,
                 observer=observer,
             )
-    except (EngineError, HubError, DiskSpaceError) as error:
-        error.exit_code = UsageError.exit_code  # somebody else's server, at --url or a hub
+    except (HubError, DiskSpaceError) as error:
+        error.exit_code = UsageError.exit_code  # somebody else's server
         raise
     except CheckpointError as error:
         error.exit_code = UsageError.exit_code  # 1 is for what was found
@@ -194,6 +194,9 @@ def verify(
         echo_report(report, step)
     if page is not None and not as_json:
         click.echo(f"page: {short_path(page)}", err=True)
+    if report.failure is not None:  # somebody else's server
+        report.failure.exit_code = 1 if report.errors else UsageError.exit_code
+        raise report.failure
     if report.errors:
         ctx.exit(1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from glmquant.checkpoint import Checkpoint
-from glmquant.errors import UsageError
+from glmquant.errors import GlmquantError, UsageError
 from glmquant.fetched import JOURNAL_FILE, MARKER_FILE, parse_marker
 from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 from glmquant.observer import Observer
@@ -57,6 +57,7 @@ class Report:
         lacks_mtp: The source has an MTP layer, the checkpoint has not.
         behaviour: What an engine did with the checkpoint; None where none was asked, or it failed.
         engine_log: The last lines of one that failed.
+        failure: Why a server that runs already could not be asked.
     """
 
     subject: Subject
@@ -70,6 +71,7 @@ class Report:
     lacks_mtp: bool = False
     behaviour: Behaviour | None = None
     engine_log: tuple[str, ...] = ()
+    failure: GlmquantError | None = None
 
     @property
     def errors(self) -> int:
@@ -78,9 +80,11 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """``clean``, ``warnings`` or ``findings``."""
+        """``clean``, ``warnings`` or ``findings``; ``open`` where a server told nothing."""
         if self.errors:
             return "findings"
+        if self.failure is not None:
+            return "open"
         return "warnings" if self.findings else "clean"
 
 
@@ -112,7 +116,6 @@ def verify(
     Raises:
         CheckpointError: The folder holds no model.
         UsageError: It holds one that is not quantized to W8A8, or the engine cannot run here.
-        EngineError: A server that runs already cannot be asked.
         StorageError: A file cannot be read, or became shorter meanwhile.
     """
     observer = observer or Observer()
@@ -152,6 +155,7 @@ def verify(
         lacks_mtp=bool(source and source.mtp_count and not subject.mtp_layers),
         behaviour=run.behaviour,
         engine_log=run.log,
+        failure=run.failure,
     )
 
 
@@ -239,6 +243,8 @@ def next_command(report: Report, folder: str) -> str:
     """
     if report.errors:
         return report.findings[0].hint
+    if report.failure is not None:
+        return report.failure.hint or shlex.join(["glmquant", "verify", folder, "--engine", "none"])
     if report.source is None:
         return shlex.join(["glmquant", "verify", folder, "--source", SOURCE])
     if report.lacks_mtp:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from glmquant.checkpoint import Checkpoint
-from glmquant.errors import CheckpointError, EngineError, NonFiniteError
+from glmquant.errors import CheckpointError, EngineError, GlmquantError, NonFiniteError
 from glmquant.machines import A2
 from glmquant.observer import Observer
 from glmquant.runtime import hosts
@@ -55,6 +55,7 @@ class Run:
         findings: What is wrong with it.
         note: Why it is not more than that.
         log: The last lines of an engine that failed.
+        failure: Why a server that somebody else started could not be asked.
     """
 
     level: Level | None = None
@@ -62,6 +63,7 @@ class Run:
     findings: tuple[Finding, ...] = ()
     note: str | None = None
     log: tuple[str, ...] = ()
+    failure: GlmquantError | None = None
 
 
 def choose(wish: Wish, subject: Subject, source: Checkpoint | None) -> Choice:
@@ -82,11 +84,7 @@ def check_behaviour(
     source: Checkpoint | None,
     observer: Observer,
 ) -> Run:
-    """Run the checkpoint and judge what it does.
-
-    Raises:
-        EngineError: A server that somebody else started cannot be asked.
-    """
+    """Run the checkpoint and judge what it does."""
     if choice.kind is EngineKind.NONE:
         return Run(note=f"no engine was asked: {choice.reason}" if choice.reason else None)
     job = _job(wish, choice, subject, source)
@@ -105,7 +103,7 @@ def check_behaviour(
             behaviour = behave_referenced(job, observer)
     except (EngineError, CheckpointError, NonFiniteError) as error:
         if wish.url is not None:
-            raise
+            return Run(failure=error)
         name = choice.backend.name if choice.backend else "the reference model"
         log = error.log if isinstance(error, EngineError) else ()
         return Run(level, findings=(not_loaded(error, name, level),), log=log)
