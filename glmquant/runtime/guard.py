@@ -1,9 +1,10 @@
 """Runs a command so that nothing of it outlives the process that asked for it.
 
-A program of its own, on the standard library alone: ``python guard.py SCRATCH COMMAND…``. SCRATCH
-is the folder for the command's temporary files, and goes with it. The guard ends the command and
-all its descendants when its standard input closes, which the kernel does however its parent ends,
-``kill -9`` included. Descendants whose parent has gone become the guard's
+A program of its own, on the standard library alone: ``python guard.py SCRATCH LOG COMMAND…``.
+SCRATCH is the folder for the command's temporary files, and goes with it. LOG is what the command
+writes to, and goes with a command that is ended, unless ``KEEP`` was told before. The guard ends
+the command and all its descendants when its standard input closes, which the kernel does however
+its parent ends, ``kill -9`` included. Descendants whose parent has gone become the guard's
 (``PR_SET_CHILD_SUBREAPER``), so none gets away by a process in between that dies.
 """
 
@@ -19,6 +20,9 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+
+KEEP = b"keep"
+"""On standard input: somebody will want to read the log."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -71,7 +75,8 @@ def end_all(child: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     """Run the command of the command line; its exit code is this one's."""
-    scratch, *command = sys.argv[1:]
+    scratch, log, *command = sys.argv[1:]
+    is_log_of_use = False
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -96,8 +101,13 @@ def main() -> int:
         return 127
     while child.poll() is None:
         readable, _, _ = select.select([0], [], [], POLL_SECONDS)
-        if readable and not os.read(0, 4096):
-            break
+        if readable:
+            told = os.read(0, 4096)
+            is_log_of_use = is_log_of_use or told == KEEP
+            if not told:
+                if not is_log_of_use:
+                    Path(log).unlink(missing_ok=True)
+                break
     end_all(child)
     shutil.rmtree(scratch, ignore_errors=True)
     code = child.returncode

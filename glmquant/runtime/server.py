@@ -66,9 +66,9 @@ class Server:
         with writing(log), log.open("wb") as output:
             # Sockets lie in it, whose paths may have 107 characters.
             self.scratch = Path(tempfile.mkdtemp(prefix="gq-", dir=short_temporary_folder()))
-            guarded = [sys.executable, "-I", "-S", guard.__file__, str(self.scratch), *command]
+            guarded = [sys.executable, "-I", "-S", guard.__file__, str(self.scratch), str(log)]
             self._guard = subprocess.Popen(
-                guarded,
+                [*guarded, *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -154,11 +154,20 @@ class Server:
         error.log = read_tail(self.log)
         raise error
 
-    def close(self) -> None:
-        """End it and everything it started."""
+    def close(self, *, is_log_of_use: bool = False) -> None:
+        """End it and everything it started.
+
+        Args:
+            is_log_of_use: Its log stays, to be read; else the guard removes it, as it does where
+                nobody is left to tell it to.
+        """
         self.client.close()
         pipe = self._guard.stdin
         if pipe is not None:
+            with suppress(OSError):
+                if is_log_of_use:
+                    pipe.write(guard.KEEP)
+                    pipe.flush()
             with suppress(OSError):
                 pipe.close()
         try:
@@ -211,6 +220,6 @@ def running(
         is_log_of_use = True
         raise
     finally:
-        server.close()
+        server.close(is_log_of_use=is_log_of_use)
         if not is_log_of_use:
-            server.log.unlink(missing_ok=True)
+            server.log.unlink(missing_ok=True)  # where the guard could not
