@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from glmquant.runs import write_run
 from glmquant.verify.findings import CODES
 from tests.builders import Recorded, build_checkpoint
 from tests.conftest import Ran
 from tests.foreign import edit_config
+from tests.runs import a_run
 
 Run = Callable[..., Ran]
 EXACT = r"layers\.4\.|shared_experts|layers\.[01]\.mlp|\.bias$"
@@ -154,6 +156,17 @@ def test_the_page_says_what_the_command_says_and_loads_nothing(
     assert "attention_qkv" in text and "0.30" in text
     again = glmquant("verify", output, "--html", page)
     assert again.exit_code == 1 and "attention_qkv" not in page.read_text()
+
+
+def test_the_page_shows_what_was_measured(output: Path, glmquant: Run, tmp_path: Path) -> None:
+    write_run(output, a_run(right=19, of=20, machine="<b>A3</b>"))
+    page = tmp_path / "report.html"
+    assert glmquant("verify", output, "--html", page).exit_code == 0
+    parser = _Text()
+    parser.feed(page.read_text())
+    assert "b" not in parser.tags
+    assert "95 %" in parser.words
+    assert "aisbench 3.1, 20 items, vLLM 0.23.0, <b>A3</b>, 2026-08-22T10:15:00Z" in parser.words
 
 
 def test_a_page_replaces_no_other_file(output: Path, glmquant: Run) -> None:

@@ -284,6 +284,7 @@ def _write_page(page: Path, report: Report, fields: dict[str, Any]) -> None:
     from glmquant import __version__
     from glmquant.cli.progress import nbytes_text
     from glmquant.report.page import render_page
+    from glmquant.results import read_results
     from glmquant.verify.findings import CODES
     from glmquant.writer import write_file
 
@@ -293,6 +294,7 @@ def _write_page(page: Path, report: Report, fields: dict[str, Any]) -> None:
         "size": nbytes_text(fields["nbytes"]),
         "codes": CODES,
         "version": __version__,
+        "results": read_results(report.subject.path).newest,
         "behaviour_rows": behaviour_rows(report.behaviour) if report.behaviour else [],
         "int8": sorted(fields["int8"], key=lambda each: (each["sqnr_db"] is None, each["sqnr_db"])),
     }
