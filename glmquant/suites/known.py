@@ -1,0 +1,10 @@
+"""The suites that are known, by the name that ``--suite`` gives them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from glmquant.suites.lm_eval import LM_EVAL
+from glmquant.suites.task import Suite
+
+SUITES: Final[dict[str, Suite]] = {suite.name: suite for suite in (LM_EVAL,)}

@@ -1,0 +1,300 @@
+"""What lm-eval wrote: figures, items, and how each request ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from glmquant.errors import MeasureError
+from glmquant.results import Result
+from glmquant.runs import Item
+from glmquant.significance import wilson_interval
+from glmquant.storage import reading, writing
+from glmquant.suites.answers import is_number, last_letter, last_number
+from glmquant.suites.datafiles import FORMS
+from glmquant.suites.items import item_name
+from glmquant.suites.task import Measured, Task
+from glmquant.survey import printable
+
+_ASKED: Final = "asked.json"
+_TASK: Final = "glmquant"
+_INVALID: Final = frozenset({"", "[invalid]"})
+"""What the filters give where they find nothing."""
+
+
+class Asked(BaseModel):
+    """What was asked of lm-eval, as far as its files are read by it.
+
+    Attributes:
+        form: Of the items.
+        base: The task that was built on.
+        shots: Examples before each question.
+        filters: Metric and filter of each figure, the main one first.
+        items: How many there are; None where lm-eval got the data itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: str
+    base: str
+    shots: int
+    filters: tuple[tuple[str, str], ...]
+    items: int | None
+
+    def write(self, work: Path) -> None:
+        """Keep it in the folder of the run."""
+        with writing(work / _ASKED):
+            (work / _ASKED).write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+
+class _Sample(BaseModel):
+    """A line of ``samples_*.jsonl``; metrics are keys of their own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    doc_id: int
+    doc: dict[str, Any]
+    target: Any
+    resps: list[list[str]]
+    filtered_resps: list[Any]
+    filter: str
+    prompt_hash: str
+
+
+class _Request(BaseModel):
+    """A line of ``requests.jsonl``, which our client writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    event: str
+    finish_reason: str | None = None
+    tokens: int | None = None
+
+
+def read_output(task: Task, work: Path) -> Measured:
+    """Figures, items and notes of a run.
+
+    Args:
+        task: What was asked for.
+        work: The folder that lm-eval wrote into.
+
+    Raises:
+        MeasureError: A file is missing or no such file, an item is missing or there twice, or the
+            figures are not those of the items.
+        StorageError: It cannot be read.
+    """
+    asked = _asked(work)
+    told = _results(work)
+    samples = _samples(work)
+    metric, main = asked.filters[0]
+    chosen = [sample for sample in samples if sample.filter == main]
+    count = _count(task, asked, told, work)
+    if sorted(sample.doc_id for sample in chosen) != list(range(count)):
+        _refuse(work, f"each of {count} items once", f"{len(chosen)} in its samples")
+    requests = list(_lines(work / "requests.jsonl", _Request))
+    answered = [each for each in requests if each.event == "answered"]
+    reasons = _reasons(answered)
+    items = tuple(_item(work, sample, asked, metric, reasons) for sample in chosen)
+    results = []
+    for number, (each_metric, each_filter) in enumerate(asked.filters):
+        of_filter = [sample for sample in samples if sample.filter == each_filter]
+        right = sum(_score(work, sample, each_metric) for sample in of_filter)
+        if len(of_filter) != count:
+            _refuse(work, f"{count} items by {each_filter}", f"{len(of_filter)}")
+        _compare(work, told, f"{each_metric},{each_filter}", right / count)
+        name = each_filter if each_filter != "none" else each_metric
+        low, high = wilson_interval(right, count)
+        results.append(
+            Result(
+                dataset=task.dataset,
+                metric="accuracy" if number == 0 else f"accuracy ({name})",
+                value=round(100 * right / count, 4),
+                unit="%",
+                items=count,
+                interval=(round(100 * low, 2), round(100 * high, 2)),
+            )
+        )
+    tokens = [each.tokens for each in answered if each.tokens is not None]
+    lengths = {"answer tokens": tuple(map(float, tokens))} if len(tokens) == len(answered) else {}
+    notes = _notes(task, asked, items, chosen, requests, results)
+    return Measured(tuple(results), items, lengths, notes)
+
+
+def _item(
+    work: Path,
+    sample: _Sample,
+    asked: Asked,
+    metric: str,
+    reasons: dict[str, list[str | None]],
+) -> Item:
+    form = FORMS[asked.form]
+    question = sample.doc.get(form.question)
+    if not isinstance(question, str):
+        found = f"item {sample.doc_id} with {', '.join(map(str, sample.doc))}"
+        _refuse(work, f"a question in {form.question!r}", found)
+    # Minerva's tasks filter nothing: what was taken from the reply is not told.
+    found = sample.filtered_resps[0] if sample.filtered_resps else ""
+    is_filtered = sample.filter != "none"
+    ended = reasons.get(sample.prompt_hash, [])
+    expected = str(sample.target)
+    if asked.form == "gsm8k":
+        expected = expected.rpartition("####")[2].strip()
+    elif asked.form == "math500":
+        expected = str(sample.doc.get("answer", expected))
+    return Item(
+        name=item_name(question),
+        correct=_score(work, sample, metric) == 1,
+        answer=printable(str(found).strip()) if is_filtered else "",
+        expected=printable(expected),
+        is_cut=bool(ended) and ended.pop(0) == "length",
+    )
+
+
+def _score(work: Path, sample: _Sample, metric: str) -> int:
+    """Whether lm-eval took an answer for right."""
+    value = (sample.model_extra or {}).get(metric)
+    if isinstance(value, bool) or value not in (0, 1):
+        _refuse(work, f"0 or 1 in {metric!r} of item {sample.doc_id}", repr(value))
+    return int(value)
+
+
+def _reasons(answered: list[_Request]) -> dict[str, list[str | None]]:
+    """Prompt → why its answers ended; a list, since a question may stand there twice."""
+    reasons: dict[str, list[str | None]] = {}
+    for each in answered:
+        reasons.setdefault(each.prompt, []).append(each.finish_reason)
+    return reasons
+
+
+def _count(task: Task, asked: Asked, told: dict[str, Any], work: Path) -> int:
+    """How many items there have to be; what lm-eval counted has to agree."""
+    counts = told.get("n-samples", {}).get(_TASK, {})
+    effective, original = counts.get("effective"), counts.get("original")
+    if not isinstance(effective, int) or not isinstance(original, int) or effective < 1:
+        _refuse(work, "how many items there are", repr(counts))
+    whole = original if asked.items is None else asked.items
+    count: int = whole if task.limit is None else min(task.limit, whole)
+    if (effective, original) != (count, whole):
+        _refuse(work, f"{count} of {whole} items", f"{effective} of {original}")
+    return count
+
+
+def _compare(work: Path, told: dict[str, Any], key: str, share: float) -> None:
+    """The figure that lm-eval tells is that of its own samples."""
+    figure = told.get("results", {}).get(_TASK, {}).get(key)
+    if not isinstance(figure, float) or not math.isclose(figure, share, abs_tol=1e-6):
+        _refuse(work, f"{key} {share:.6f}, as its samples have it", repr(figure))
+
+
+def _notes(
+    task: Task,
+    asked: Asked,
+    items: tuple[Item, ...],
+    chosen: list[_Sample],
+    requests: list[_Request],
+    results: list[Result],
+) -> tuple[str, ...]:
+    """What a reader has to know."""
+    notes = [f"built on lm-eval's task {asked.base}, {asked.shots} examples before each question"]
+    cut = sum(item.is_cut for item in items)
+    if cut:
+        notes.append(
+            f"{cut} of {len(items)} answers were cut at {task.max_out_len:,} tokens and say little "
+            "of the model: raise --max-out-len"
+        )
+    empty = sum(not sample.resps[0][0].strip() for sample in chosen)
+    if empty:
+        notes.append(f"{empty} of {len(items)} answers were empty and count as wrong")
+    main = chosen[0].filter
+    lost = sum(item.answer in _INVALID for item in items) if main != "none" else 0
+    if lost > empty:
+        found_none = f"in {lost - empty} of {len(items)} answers {main} found no answer"
+        notes.append(f"{found_none}; they count as wrong")
+    events = Counter(each.event for each in requests)
+    if again := events["sent"] - events["answered"]:
+        notes.append(f"{again} requests failed and were sent again")
+    if otherwise := sum(map(_is_written_otherwise, items, chosen)):
+        notes.append(
+            f"{otherwise} of {len(items)} answers that count as wrong say the right one in a form "
+            f"that {main} does not take"
+        )
+    first, *others = results
+    notes.extend(
+        f"{other.metric} differs: it wants the words of the examples that the task has"
+        for other in others
+        if abs(other.value - first.value) > 1
+    )
+    return tuple(notes)
+
+
+def _is_written_otherwise(item: Item, sample: _Sample) -> bool:
+    """Whether an answer that counts as wrong is right: ``$18.00`` for 18, ``**C**`` for (C)."""
+    reply = sample.resps[0][0]
+    if item.correct or not reply:
+        return False
+    letter = last_letter(reply)
+    return is_number(last_number(reply), item.expected) or item.expected == f"({letter})"
+
+
+def _asked(work: Path) -> Asked:
+    try:
+        with reading(work / _ASKED):
+            return Asked.model_validate_json((work / _ASKED).read_bytes())
+    except ValidationError as error:
+        _refuse(work / _ASKED, "what was asked", str(error))
+
+
+def _results(work: Path) -> dict[str, Any]:
+    path = _only(work, "results_*.json")
+    try:
+        with reading(path):
+            told = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        _refuse(path, "JSON", str(error))
+    if not isinstance(told, dict):
+        _refuse(path, "an object", type(told).__name__)
+    return told
+
+
+def _samples(work: Path) -> list[_Sample]:
+    return list(_lines(_only(work, f"samples_{_TASK}_*.jsonl"), _Sample))
+
+
+def _lines(path: Path, kind: type[Any]) -> Iterator[Any]:
+    """The lines of a file, each an object of a kind."""
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "it"
+            _refuse(f"{path}, line {number}", "a line of lm-eval's", f"{place}: {first['msg']}")
+
+
+def _only(work: Path, pattern: str) -> Path:
+    with reading(work):
+        paths = sorted((work / "out").rglob(pattern))
+    if len(paths) != 1:
+        _refuse(work / "out", f"one file {pattern}", f"{len(paths)}")
+    return paths[0]
+
+
+def _refuse(where: Path | str, expected: str, found: str) -> NoReturn:
+    raise MeasureError(
+        "what lm-eval wrote does not add up",
+        where=printable(str(where), 300),
+        expected=expected,
+        found=printable(found, 300),
+        hint="look into its log",
+    )

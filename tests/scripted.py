@@ -1,0 +1,93 @@
+"""An OpenAI server whose answers are written down beforehand, question by question."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Reply:
+    """What a question is answered.
+
+    Attributes:
+        content: The answer; None for a thought that never ended.
+        reasoning: What a reasoning parser cut off.
+        finish_reason: ``stop``, or ``length`` where the answer was cut.
+        failures: HTTP statuses that are sent first, one a request.
+    """
+
+    content: str | None
+    reasoning: str | None = None
+    finish_reason: str = "stop"
+    failures: list[int] = field(default_factory=list)
+
+
+class Scripted:
+    """A server on loopback and what it was asked.
+
+    Attributes:
+        url: Its address.
+        bodies: Of the requests, as they came.
+        keys: What they said in ``Authorization``.
+    """
+
+    def __init__(self, replies: Mapping[str, Reply]) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self._lock = threading.Lock()
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with script._lock:
+                    script.bodies.append(body)
+                    script.keys.append(self.headers["Authorization"])
+                    asked = (
+                        body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+                    )
+                    (reply,) = (replies[key] for key in replies if key in asked)
+                    status = reply.failures.pop(0) if reply.failures else 200
+                self.give(
+                    status, script.answer(body, reply) if status == 200 else {"error": "busy"}
+                )
+
+            def give(self, status: int, content: Any) -> None:
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def answer(self, body: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
+        message = {"role": "assistant", "content": reply.content, "reasoning": reply.reasoning}
+        given = {"message": message} if "messages" in body else {"text": reply.content}
+        choice = {"index": 0, "finish_reason": reply.finish_reason, **given}
+        return {"id": "1", "model": body["model"], "choices": [choice], "usage": USAGE}
+
+    @contextmanager
+    def running(self) -> Iterator[Scripted]:
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
