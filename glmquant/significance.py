@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, stdev
 from typing import Final, NamedTuple
 
 CONFIDENCE: Final = 0.95
@@ -136,6 +136,22 @@ def compare_means(sample_a: Sequence[float], sample_b: Sequence[float]) -> Diffe
     edge = round(_RESAMPLES * (1 - CONFIDENCE) / 2)
     p_value = (as_far + 1) / (_RESAMPLES + 1)
     return Difference(value, (means[edge], means[-edge - 1]), p_value, "permutation test")
+
+
+def mean_interval(sample: Sequence[float]) -> tuple[float, float]:
+    """Between which values the mean lies, by Student's t.
+
+    The quantile is the series of Fisher and Cornish, within 0.3 % from five values on.
+
+    Args:
+        sample: Values that do not depend on each other, at least five.
+    """
+    degrees = len(sample) - 1
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    quantile = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    quantile += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    half = quantile * stdev(sample) / math.sqrt(len(sample))
+    return fmean(sample) - half, fmean(sample) + half
 
 
 def _fisher(correct_a: int, items_a: int, correct_b: int, items_b: int) -> float:

@@ -54,12 +54,23 @@ def serve_command(request: ServeRequest, program: str = "vllm") -> list[str]:
         request: What is to be served.
         program: The ``vllm`` to run.
     """
-    tokens = request.speculative_tokens
     options = {
         "--host": request.host,
         "--port": request.port,
         "--served-model-name": SERVED_NAME,
         "--seed": 0,
+    }
+    return command_words([program, "serve"], str(request.folder), options | engine_options(request))
+
+
+def engine_options(request: ServeRequest) -> dict[str, Any]:
+    """Flag → value of what is told to the engine, whether it serves or measures itself.
+
+    Args:
+        request: What is to be loaded, and how.
+    """
+    tokens = request.speculative_tokens
+    return {
         "--quantization": request.quantization,
         "--dtype": request.dtype,
         "--max-model-len": request.max_model_len,
@@ -71,7 +82,6 @@ def serve_command(request: ServeRequest, program: str = "vllm") -> list[str]:
         "--no-enable-prefix-caching": not request.prefix_caching,
         "--speculative-config": speculative_config(tokens) if tokens else None,
     }
-    return command_words([program, "serve"], str(request.folder), options)
 
 
 def command_words(program: Sequence[str], folder: str, options: Mapping[str, Any]) -> list[str]:

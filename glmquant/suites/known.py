@@ -6,5 +6,6 @@ from typing import Final
 
 from glmquant.suites.lm_eval import LM_EVAL
 from glmquant.suites.task import Suite
+from glmquant.suites.vllm_bench import VLLM
 
-SUITES: Final[dict[str, Suite]] = {suite.name: suite for suite in (LM_EVAL,)}
+SUITES: Final[dict[str, Suite]] = {suite.name: suite for suite in (LM_EVAL, VLLM)}

@@ -24,6 +24,8 @@ from vllm_ascend.quantization.configs.modelslim_config import AscendModelSlimCon
 from vllm_ascend.quantization.method_adapters import AscendFusedMoEMethod
 from vllm_ascend.quantization.methods.w8a8 import w8a8_dynamic
 
+from glmquant_standins import restored
+
 _KEPT = []
 
 
@@ -74,6 +76,10 @@ def register():
     @register_quantization_config("ascend")
     class ModelSlimOnCpu(AscendModelSlimConfig):
         """The real configuration, with float layers that run on a CPU."""
+
+        def __reduce__(self):
+            """A class made in a function is not found by its name in another process."""
+            return restored, (self.__dict__,)
 
         @classmethod
         def override_quantization_method(cls, hf_quant_cfg, user_quant, hf_config=None):
