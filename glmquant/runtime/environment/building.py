@@ -1,4 +1,4 @@
-"""Build the environment of the CPU engine in steps; the same command goes on where it ended."""
+"""Build an environment in steps; the same command goes on where it ended."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
-from glmquant.errors import EngineError
 from glmquant.runtime.environment.child import CommandError, clean_environment, run_logged
 from glmquant.runtime.environment.layout import (
+    Built,
     Engine,
     Layout,
+    as_engine,
     disk_nbytes,
-    find_engine,
+    find_built,
     read_json,
     write_json,
 )
@@ -71,7 +72,7 @@ def install(
     pins: Pins | None = None,
     observer: InstallObserver | None = None,
 ) -> Engine:
-    """Build the environment, or go on with it; a complete one is given as it is.
+    """Build the environment of the engine, or go on with it; a complete one is given as it is.
 
     Args:
         python: The interpreter to build with; the one that runs this if left out.
@@ -85,12 +86,25 @@ def install(
             step failed, or torch is not the build for the CPU.
         DiskSpaceError: The disk has too little room.
     """
-    plan = plan_install(python, torch_index, pins=pins)
-    if plan.is_complete and (engine := find_engine(plan.pins)):
-        return engine
-    with exclusive(plan.layout.home.parent) as lock:
+    return as_engine(build(plan_install(python, torch_index, pins=pins), observer))
+
+
+def build(plan: InstallPlan, observer: InstallObserver | None = None) -> Built:
+    """Do what a plan says, or go on with it; a complete environment is given as it is.
+
+    Args:
+        plan: Of ``plan_install``.
+        observer: Told of each step.
+
+    Raises:
+        GlmquantError: Another install is at work, a step failed, or torch is not the build for the
+            CPU; the kind's own error, and DiskSpaceError where the disk has too little room.
+    """
+    if plan.is_complete and (built := find_built(plan.pins)):
+        return built
+    with exclusive(plan.layout.home.parent, plan.pins.kind.error) as lock:
         # Another install may have ended since it was asked.
-        return find_engine(plan.pins) or _Builder(plan, lock).run(observer or InstallObserver())
+        return find_built(plan.pins) or _Builder(plan, lock).run(observer or InstallObserver())
 
 
 class _Builder:
@@ -100,9 +114,10 @@ class _Builder:
         self._plan = plan
         self._lock = lock
         self._layout = plan.layout
+        self._kind = plan.pins.kind
         self._versions: dict[str, str] = {}
 
-    def run(self, observer: InstallObserver) -> Engine:
+    def run(self, observer: InstallObserver) -> Built:
         layout, pins = self._layout, self._plan.pins
         self._begin()
         steps = pins.steps()
@@ -120,14 +135,14 @@ class _Builder:
             write_json(layout.steps / f"{step.name}.json", {"seconds": round(seconds, 1)})
             observer.finish(step, seconds, nbytes - before)
         write_json(layout.complete, {"versions": self._versions})
-        engine = find_engine(pins)
-        if engine is None:
-            raise EngineError(
+        built = find_built(pins)
+        if built is None:
+            raise self._kind.error(
                 "the environment vanished while it was made",
                 where=str(layout.home),
                 hint=self._command(),
             )
-        return engine
+        return built
 
     def _begin(self) -> None:
         layout = self._layout
@@ -179,12 +194,12 @@ class _Builder:
         other = [f"{make} {found[key]}" for make, key in makes if found.get(key)]
         if other:
             self._pip("uninstall", "--yes", "torch")
-            raise EngineError(
+            raise self._kind.error(
                 "torch is not the build for the CPU",
                 where=f"the package index {'of --torch-index' if index else 'that pip is set to'}",
                 expected="a build for the CPU",
                 found=f"torch {found.get('__version__')} for {other[0]}; it was removed again",
-                hint="glmquant engine install --torch-index URL, with the index of PyTorch's CPU "
+                hint=f"{self._kind.command} --torch-index URL, with the index of PyTorch's CPU "
                 "builds or a mirror of it",
             )
 
@@ -224,7 +239,7 @@ class _Builder:
 
     def _command(self) -> str:
         """The command that goes on."""
-        words = ["glmquant", "engine", "install"]
+        words = self._kind.command.split()
         if self._plan.python not in (Path(sys.executable), self._layout.python):
             words += ["--python", str(self._plan.python)]
         if self._plan.torch_index:
@@ -234,8 +249,8 @@ class _Builder:
     def _fail(self, step: Step, error: CommandError) -> NoReturn:
         ended = f"signal {-error.code}" if error.code < 0 else f"exit code {error.code}"
         tail = error.tail.replace("\n", "\n            ")
-        raise EngineError(
-            f"the step {step.name} of the CPU engine failed",
+        raise self._kind.error(
+            f"the step {step.name} of {self._kind.title} failed",
             where=f"log {self._layout.log}",
             expected=error.command if len(error.command) < 400 else f"{error.command[:397]}...",
             found=f"{ended}; the log ends with\n            {tail}",

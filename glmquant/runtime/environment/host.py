@@ -1,4 +1,4 @@
-"""May the CPU engine be here: processor, interpreter and room on the disk."""
+"""May an environment be here: processor, interpreter and room on the disk."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from glmquant.errors import DiskSpaceError, EngineError, UsageError
+from glmquant.runtime.environment.kind import Kind
 from glmquant.runtime.environment.pins import Pins
 from glmquant.storage import free_nbytes, nearest
 
@@ -87,7 +88,7 @@ def require_python(pins: Pins, python: Path | None) -> Path:
 
     Raises:
         UsageError: There is no such interpreter.
-        EngineError: It has another version.
+        GlmquantError: It has another version; the kind's own error.
     """
     path = Path(sys.executable) if python is None else python.absolute()
     found = sys.version_info[:2] if python is None else _version_of(path)
@@ -95,12 +96,13 @@ def require_python(pins: Pins, python: Path | None) -> Path:
         return path
     name = f"python{pins.python_text}"
     other = shutil.which(name)
-    raise EngineError(
-        f"the CPU engine needs Python {pins.python_text}",
+    kind = pins.kind
+    raise kind.error(
+        f"{kind.title} needs Python {pins.python_text}",
         where=str(path),
         expected=f"Python {pins.python_text}, the one that its pinned packages were measured with",
         found=f"Python {'.'.join(map(str, found))}",
-        hint=f"glmquant engine install --python {other or name}",
+        hint=f"{kind.command} --python {other or name}",
     )
 
 
@@ -120,25 +122,26 @@ def _version_of(path: Path) -> tuple[int, ...]:
         ) from error
 
 
-def require_room(folder: Path, needed_nbytes: int) -> int:
+def require_room(folder: Path, needed_nbytes: int, kind: Kind) -> int:
     """The bytes that are free where a folder is or will be.
 
     Args:
         folder: It need not exist yet.
         needed_nbytes: What will be written there.
+        kind: Of what.
 
     Raises:
         DiskSpaceError: There are fewer than needed.
-        EngineError: Nothing may be written there.
+        GlmquantError: Nothing may be written there; the kind's own error.
     """
     place = nearest(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise EngineError(
+        raise kind.error(
             "the environment cannot be made there",
             where=str(folder),
             expected=f"{place} to be a folder that you may write to",
             found="a folder of others, or on a read-only disk" if place.is_dir() else "a file",
-            hint="name a folder of yours in GLMQUANT_ENGINE_HOME",
+            hint=f"name a folder of yours in {kind.variable}",
         )
     free = free_nbytes(place)
     if free is not None and free < needed_nbytes:
@@ -147,6 +150,6 @@ def require_room(folder: Path, needed_nbytes: int) -> int:
             where=str(folder),
             expected=f"{needed_nbytes / 1e6:,.1f} MB free, downloads included",
             found=f"{free / 1e6:,.1f} MB free on the disk of {place}",
-            hint="make room, or name a folder on another disk in GLMQUANT_ENGINE_HOME",
+            hint=f"make room, or name a folder on another disk in {kind.variable}",
         )
     return free or 0

@@ -8,15 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmquant.errors import EngineError
+from glmquant.errors import GlmquantError
+from glmquant.runtime.environment.kind import ENGINE, Kind
 from glmquant.runtime.environment.pins import Pins, Step, engine_pins
 from glmquant.storage import writing
-from glmquant.usercache import cache_dir
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A complete environment.
+
+    Attributes:
+        home: Its folder.
+        python: Its interpreter.
+        versions: Of what its check names.
+    """
+
+    home: Path
+    python: Path
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A complete environment.
+    """A complete environment of the engine.
 
     Attributes:
         home: Its folder.
@@ -31,34 +46,17 @@ class Engine:
     versions: dict[str, str]
 
 
-def engine_home() -> Path:
-    """The folder of the environments: ``$GLMQUANT_ENGINE_HOME``, else in the user's cache.
-
-    Raises:
-        EngineError: Neither says a folder.
-    """
-    if named := os.environ.get("GLMQUANT_ENGINE_HOME"):
-        return Path(named).absolute()
-    try:
-        return cache_dir() / "engine"
-    except RuntimeError as error:
-        raise EngineError(
-            "there is no place for the CPU engine",
-            found="a user without a home folder",
-            hint="name a folder in GLMQUANT_ENGINE_HOME",
-        ) from error
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The files of one environment."""
 
     home: Path
+    kind: Kind = ENGINE
 
     @property
     def mark(self) -> Path:
         """What makes the folder one of ours."""
-        return self.home / "glmquant-engine.json"
+        return self.home / self.kind.mark
 
     @property
     def complete(self) -> Path:
@@ -90,10 +88,9 @@ class Layout:
         """Its interpreter."""
         return self.venv / "bin" / "python"
 
-    @property
-    def vllm(self) -> Path:
-        """Its command."""
-        return self.venv / "bin" / "vllm"
+    def program(self, name: str) -> Path:
+        """One of its commands."""
+        return self.venv / "bin" / name
 
     def is_ours(self) -> bool:
         """Whether the folder was made by ``install``, there or wherever it was moved from."""
@@ -138,23 +135,39 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         part.replace(path)
 
 
-def find_engine(pins: Pins | None = None) -> Engine | None:
+def find_built(pins: Pins) -> Built | None:
     """The complete environment of these pins, or None; runs nothing.
 
     Args:
-        pins: What it has to hold, that of ``engine_pins`` if left out.
+        pins: What it has to hold.
     """
-    pins = pins or engine_pins()
     try:
-        layout = Layout(engine_home() / pins.name)
-    except EngineError:
+        layout = Layout(pins.kind.home() / pins.name, pins.kind)
+    except GlmquantError:
         return None
     versions = read_json(layout.complete).get("versions")
     if not isinstance(versions, dict) or not layout.is_in_place():
         return None
-    if not os.access(layout.python, os.X_OK) or not os.access(layout.vllm, os.X_OK):
+    programs = (layout.python, *map(layout.program, pins.programs))
+    if not all(os.access(program, os.X_OK) for program in programs):
         return None
-    return Engine(layout.home, layout.python, layout.vllm, versions)
+    return Built(layout.home, layout.python, versions)
+
+
+def find_engine(pins: Pins | None = None) -> Engine | None:
+    """The complete environment of the engine, or None; runs nothing.
+
+    Args:
+        pins: What it has to hold, that of ``engine_pins`` if left out.
+    """
+    built = find_built(pins or engine_pins())
+    return None if built is None else as_engine(built)
+
+
+def as_engine(built: Built) -> Engine:
+    """A complete environment of the engine, with its command."""
+    vllm = Layout(built.home).program("vllm")
+    return Engine(built.home, built.python, vllm, built.versions)
 
 
 def disk_nbytes(folder: Path) -> int:

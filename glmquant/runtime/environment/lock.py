@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glmquant.errors import EngineError
+from glmquant.errors import GlmquantError
 from glmquant.storage import writing
 
 
 @contextmanager
-def exclusive(home: Path) -> Iterator[int]:
+def exclusive(home: Path, error: type[GlmquantError]) -> Iterator[int]:
     """Hold the folder of the environments; gives the descriptor of the lock.
 
     The descriptor may be handed to a child: the lock then lasts until the child has ended, too.
 
+    Args:
+        home: The folder.
+        error: Raised where another process holds it.
+
     Raises:
-        EngineError: Another process holds it.
+        GlmquantError: Another process holds it.
     """
     path = home / "lock"
     with writing(path):
@@ -29,7 +33,7 @@ def exclusive(home: Path) -> Iterator[int]:
     try:
         if not _take(descriptor):
             pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-            raise EngineError(
+            raise error(
                 "another install or removal is at work",
                 where=str(home),
                 expected="one at a time",

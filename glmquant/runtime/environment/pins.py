@@ -1,4 +1,4 @@
-"""What the CPU engine is made of: pinned packages, the steps, and what is registered by hand."""
+"""What an environment is made of; that of the CPU engine: packages, steps, registrations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from glmquant.runtime.environment.kind import ENGINE, Kind
 
 _REQUIREMENTS: Final = Path(__file__).resolve().parent.parent / "requirements" / "engine.txt"
 _STEPS_VERSION: Final = 1
@@ -48,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """Everything that decides what an environment holds.
+    """Everything that decides what an environment holds; as it stands, that of the engine.
 
     Attributes:
         python: Major and minor version of the interpreter that it needs.
@@ -66,6 +68,16 @@ class Pins:
     peak_nbytes: int
 
     @property
+    def kind(self) -> Kind:
+        """Of which kind the environment is."""
+        return ENGINE
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The commands that a complete environment has."""
+        return ("vllm",)
+
+    @property
     def python_text(self) -> str:
         """``3.11``."""
         return ".".join(map(str, self.python))
@@ -79,7 +91,7 @@ class Pins:
     @property
     def name(self) -> str:
         """The name of the environment's folder."""
-        return f"engine-py{''.join(map(str, self.python))}-{self.digest}"
+        return f"{self.kind.key}-py{''.join(map(str, self.python))}-{self.digest}"
 
     def version(self, package: str) -> str:
         """The pinned version of a package."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmquant.errors import EngineError
 from glmquant.runtime.environment.host import require_processor, require_python, require_room
-from glmquant.runtime.environment.layout import Layout, disk_nbytes, engine_home, find_engine
+from glmquant.runtime.environment.layout import Layout, disk_nbytes, find_built
 from glmquant.runtime.environment.pins import Pins, engine_pins
 
 
@@ -48,13 +47,14 @@ def plan_install(
 
     Raises:
         UsageError: ``python`` does not run.
-        EngineError: This processor, Python or folder will not do; DiskSpaceError where the disk
-            has too little room.
+        GlmquantError: This processor, Python or folder will not do; the kind's own error, and
+            DiskSpaceError where the disk has too little room.
     """
     pins = pins or engine_pins()
-    require_processor()
-    layout = Layout(engine_home() / pins.name)
-    if find_engine(pins):
+    if pins.kind.is_of_processor:
+        require_processor()
+    layout = Layout(pins.kind.home() / pins.name, pins.kind)
+    if find_built(pins):
         done = frozenset(step.name for step in pins.steps())
         return InstallPlan(layout, pins, layout.python, torch_index, done, 0, 0, is_complete=True)
     require_ours(layout)
@@ -63,7 +63,7 @@ def plan_install(
     interpreter = layout.python if has_venv else require_python(pins, python)
     done = frozenset(step.name for step in pins.steps() if kept and layout.is_done(step.name))
     needed = max(0, pins.peak_nbytes - disk_nbytes(layout.home))
-    free = require_room(layout.home, needed)
+    free = require_room(layout.home, needed, pins.kind)
     return InstallPlan(
         layout, pins, interpreter, torch_index, done, needed, free, is_complete=False
     )
@@ -76,14 +76,14 @@ def require_ours(layout: Layout) -> None:
         layout: Where the environment is to be.
 
     Raises:
-        EngineError: It is a link, or holds files and no mark of ours.
+        GlmquantError: It is a link, or holds files and no mark of ours; the kind's own error.
     """
     home = layout.home
     if home.is_symlink() or (home.exists() and not layout.is_ours() and any(home.iterdir())):
-        raise EngineError(
+        raise layout.kind.error(
             "the environment's folder is in use",
             where=str(home),
             expected="a folder that glmquant made, or none",
             found="a link" if home.is_symlink() else "files, and none that says it is ours",
-            hint="move it away, or name another folder in GLMQUANT_ENGINE_HOME",
+            hint=f"move it away, or name another folder in {layout.kind.variable}",
         )

@@ -1,4 +1,4 @@
-"""How it stands with the environment, and its removal."""
+"""How it stands with an environment, and its removal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from glmquant.runtime.environment import host
+from glmquant.runtime.environment.kind import ENGINE, Kind
 from glmquant.runtime.environment.layout import (
+    Built,
     Engine,
     Layout,
+    as_engine,
     disk_nbytes,
-    engine_home,
-    find_engine,
+    find_built,
 )
 from glmquant.runtime.environment.lock import exclusive, holder
 from glmquant.runtime.environment.pins import Pins, engine_pins
@@ -21,8 +23,31 @@ from glmquant.storage import reading, writing
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How it stands with an environment.
+
+    Attributes:
+        home: The folder of the environment of the present pins.
+        state: ``complete``, ``unfinished``, ``absent``, or ``foreign``: files of somebody else.
+        built: The complete environment, or None.
+        next_step: The first step that an unfinished one lacks, or None.
+        nbytes: What it takes on disk.
+        others: Environments of other pins of that kind, of another version of glmquant.
+        installer: The process that is at work there, or None.
+    """
+
+    home: Path
+    state: str
+    built: Built | None
+    next_step: str | None
+    nbytes: int
+    others: tuple[Path, ...]
+    installer: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """How it stands.
+    """How it stands with the engine.
 
     Attributes:
         home: The folder of the environment of the present pins.
@@ -70,7 +95,7 @@ class Removed:
 
 
 def status(*, pins: Pins | None = None) -> Status:
-    """How it stands with the environment; that there is none is no error.
+    """How it stands with the engine; that there is none is no error.
 
     Args:
         pins: What it has to hold, that of ``engine_pins`` if left out.
@@ -78,12 +103,34 @@ def status(*, pins: Pins | None = None) -> Status:
     Raises:
         EngineError: The user has no home folder; a StorageError where it cannot be read.
     """
-    pins = pins or engine_pins()
-    home = engine_home()
-    layout = Layout(home / pins.name)
-    engine = find_engine(pins)
+    found = standing_of(pins or engine_pins())
+    return Status(
+        home=found.home,
+        state=found.state,
+        engine=as_engine(found.built) if found.built else None,
+        next_step=found.next_step,
+        nbytes=found.nbytes,
+        others=found.others,
+        installer=found.installer,
+        unsupported=host.missing_here(),
+    )
+
+
+def standing_of(pins: Pins) -> Standing:
+    """How it stands with an environment; that there is none is no error.
+
+    Args:
+        pins: What it has to hold.
+
+    Raises:
+        GlmquantError: The user has no home folder; a StorageError where it cannot be read.
+    """
+    kind = pins.kind
+    home = kind.home()
+    layout = Layout(home / pins.name, kind)
+    built = find_built(pins)
     step = None
-    if engine:
+    if built:
         state = "complete"
     elif layout.is_ours():
         state = "unfinished"
@@ -91,37 +138,41 @@ def status(*, pins: Pins | None = None) -> Status:
         step = (found or pins.steps()[-1]).name
     else:
         state = "foreign" if layout.home.exists() and any(layout.home.iterdir()) else "absent"
-    return Status(
+    return Standing(
         home=layout.home,
         state=state,
-        engine=engine,
+        built=built,
         next_step=step,
         nbytes=disk_nbytes(layout.home),
-        others=tuple(path for path in _environments(home) if path != layout.home),
+        others=tuple(path for path in _environments(home, kind) if path != layout.home),
         installer=holder(home),
-        unsupported=host.missing_here(),
     )
 
 
-def remove() -> tuple[Removed, ...]:
-    """Remove every environment that ``install`` made, of whatever pins, finished or not.
+def remove(kind: Kind = ENGINE) -> tuple[Removed, ...]:
+    """Remove every environment of a kind, of whatever pins, finished or not.
+
+    Args:
+        kind: That of the engine if left out.
 
     Raises:
-        EngineError: An install is at work; a StorageError where a folder cannot be removed.
+        GlmquantError: An install is at work, the kind's own error; a StorageError where a folder
+            cannot be removed.
     """
-    home = engine_home()
+    home = kind.home()
     if not home.is_dir():
         return ()
-    with exclusive(home):
-        return tuple(_remove(Layout(path)) for path in _environments(home))
+    with exclusive(home, kind.error):
+        return tuple(_remove(Layout(path, kind)) for path in _environments(home, kind))
 
 
-def _environments(home: Path) -> list[Path]:
+def _environments(home: Path, kind: Kind) -> list[Path]:
     """The folders of ours, by name."""
     if not home.is_dir():
         return []
     with reading(home):
-        return sorted(path for path in home.iterdir() if Layout(path).is_ours())
+        named = [path for path in home.iterdir() if path.name.startswith(f"{kind.key}-py")]
+        return sorted(path for path in named if Layout(path, kind).is_ours())
 
 
 def _remove(layout: Layout) -> Removed:
