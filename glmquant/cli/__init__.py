@@ -12,11 +12,13 @@ import click
 
 from glmquant import __version__
 from glmquant.cli.add_mtp import add_mtp
+from glmquant.cli.bench import bench
 from glmquant.cli.card import card
 from glmquant.cli.compare import compare
 from glmquant.cli.demo import demo
 from glmquant.cli.doctor import doctor
 from glmquant.cli.engine import engine
+from glmquant.cli.eval import evaluate
 from glmquant.cli.fetch import fetch
 from glmquant.cli.inspect import inspect
 from glmquant.cli.models import models
@@ -25,6 +27,7 @@ from glmquant.cli.progress import emit
 from glmquant.cli.publish import publish
 from glmquant.cli.recipes import recipes
 from glmquant.cli.serve import serve
+from glmquant.cli.suites import suites
 from glmquant.cli.verify import verify
 from glmquant.cli.w8a8 import w8a8
 from glmquant.errors import GlmquantError, StorageError
@@ -84,6 +87,6 @@ def main() -> None:
 
 for _command in (
     *(doctor, models, fetch, inspect, plan, w8a8, add_mtp, verify),
-    *(serve, compare, card, publish, recipes, demo, engine),
+    *(serve, bench, evaluate, compare, card, publish, recipes, demo, engine, suites),
 ):
     main.add_command(_command)

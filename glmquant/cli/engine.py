@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glmquant.cli.environments import echo_plan, install_observer
 from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
-    from glmquant.runtime.environment import Engine, InstallObserver, InstallPlan
+    from glmquant.runtime.environment import Engine
 
 
 @click.group(
@@ -62,9 +63,9 @@ def install(
     from glmquant.runtime.environment import plan_install
 
     if dry_run:
-        _echo_plan(plan_install(python, torch_index), as_json)
+        echo_plan(plan_install(python, torch_index), as_json)
         return
-    observer = _observer(as_json)
+    observer = install_observer(as_json)
     try:
         built = run(python, torch_index, observer=observer)
     except BaseException:
@@ -161,75 +162,3 @@ def _echo_engine(built: Engine, as_json: bool) -> None:
     else:
         click.echo(f"engine: complete, {_versions_text(built)}")
         click.echo(f"folder: {short_path(built.home)}")
-
-
-def _echo_plan(plan: InstallPlan, as_json: bool) -> None:
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit, nbytes_text
-    from glmquant.cli.summary import echo_table
-
-    steps = plan.pins.steps()
-    if as_json:
-        emit(
-            "plan",
-            home=str(plan.layout.home),
-            python=str(plan.python),
-            torch_index=plan.torch_index,
-            steps=[
-                {"name": step.name, "nbytes": step.nbytes, "done": step.name in plan.done}
-                for step in steps
-            ],
-            needed_nbytes=plan.needed_nbytes,
-            free_nbytes=plan.free_nbytes,
-            is_complete=plan.is_complete,
-        )
-        return
-    rows = [["step", "", "about"]]
-    for step in steps:
-        size = nbytes_text(step.nbytes) if step.nbytes else "-"
-        rows.append([step.name, step.what, "done" if step.name in plan.done else size])
-    echo_table(rows, left=2)
-    click.echo(f"folder: {short_path(plan.layout.home)}")
-    click.echo(f"python: {short_path(plan.python)}")
-    index = plan.torch_index or "pip's own; it has to have the build for the CPU (--torch-index)"
-    click.echo(f"index of torch: {index}")
-    if plan.is_complete:
-        click.echo("all of it is there; nothing was written")
-        return
-    click.echo(
-        f"disk: {nbytes_text(plan.needed_nbytes)} needed with downloads, "
-        f"{nbytes_text(plan.free_nbytes)} free; {nbytes_text(plan.pins.nbytes)} stay"
-    )
-    click.echo("nothing was written")
-
-
-def _observer(as_json: bool) -> InstallObserver:
-    """One line a step on stderr, or JSON lines on stdout."""
-    from glmquant.cli.progress import emit, nbytes_text
-    from glmquant.runtime.environment import InstallObserver
-    from glmquant.runtime.environment.pins import Step
-
-    class Lines(InstallObserver):
-        is_open = False
-
-        def start(self, step: Step, number: int, count: int) -> None:
-            self.is_open = True
-            click.echo(f"{number}/{count} {step.name}: {step.what} ... ", err=True, nl=False)
-
-        def finish(self, step: Step, seconds: float, nbytes: int) -> None:
-            self.is_open = False
-            size = f", {nbytes_text(nbytes)}" if nbytes > 1_000_000 else ""
-            click.echo(f"{seconds:.1f} s{size}", err=True)
-
-        def stop(self) -> None:
-            if self.is_open:
-                click.echo("not done", err=True)
-
-    class JsonLines(InstallObserver):
-        def start(self, step: Step, number: int, count: int) -> None:
-            emit("step", name=step.name, number=number, count=count)
-
-        def finish(self, step: Step, seconds: float, nbytes: int) -> None:
-            emit("step_done", name=step.name, seconds=round(seconds, 1), nbytes=nbytes)
-
-    return JsonLines() if as_json else Lines()

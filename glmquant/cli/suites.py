@@ -1,0 +1,227 @@
+"""``glmquant suites``: the environments of the suites that bench and eval run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmquant.cli.environments import echo_plan, install_observer
+from glmquant.cli.options import json_option
+
+if TYPE_CHECKING:
+    from glmquant.suites.task import Suite
+
+_STATES = {
+    "complete": "complete",
+    "absent": "not installed",
+    "foreign": "not installed: the folder holds files of somebody else",
+}
+
+
+@click.group(
+    short_help="Install, show or remove the suites that bench and eval run.",
+    epilog="Example: glmquant suites status",
+)
+def suites() -> None:
+    """Keep the suites of measurements, each in a Python environment of its own.
+
+    They lie in ~/.cache/glmquant/suites (or $GLMQUANT_SUITES_HOME); nothing else on the machine
+    changes. Each needs Python 3.11; AISBench takes 1.9 GB. A suite that is installed elsewhere is
+    found by its command on PATH, or named with --python.
+    """
+
+
+@suites.command(
+    "install",
+    short_help="Build the environment of a suite, or go on with it.",
+    epilog="Example: glmquant suites install aisbench",
+)
+@click.argument("name", metavar="SUITE")
+@click.option(
+    "--python",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The Python 3.11 to build with.  [default: the one that runs glmquant, or python3.11]",
+)
+@click.option(
+    "--torch-index",
+    metavar="URL",
+    envvar="GLMQUANT_TORCH_INDEX",
+    show_envvar=True,
+    help="The package index that torch alone is taken from: the index of PyTorch's CPU builds or a "
+    "mirror of it, where pip's own has CUDA builds.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the steps, and write nothing.")
+@json_option
+@click.pass_context
+def install(
+    ctx: click.Context,
+    name: str,
+    python: Path | None,
+    torch_index: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build the environment; an interrupted install goes on with the first step that is not done.
+
+    All packages are pinned. pip does the work, with its own settings for index, proxy and
+    certificates.
+    """
+    ctx.meta["glmquant.json"] = as_json
+    from glmquant.cli.folders import short_path
+    from glmquant.cli.progress import emit
+    from glmquant.suites import environment
+
+    suite = _suite(name)
+    if dry_run:
+        echo_plan(environment.plan(suite, python, torch_index), as_json)
+        return
+    observer = install_observer(as_json)
+    try:
+        built = environment.install(suite, python, torch_index, observer=observer)
+    except BaseException:
+        observer.stop()
+        raise
+    if as_json:
+        python_text = str(built.python)
+        emit("suite", suite=suite.name, state="complete", version=built.version, python=python_text)
+    else:
+        click.echo(f"{suite.name}: complete, {suite.package} {built.version}")
+        click.echo(f"python: {short_path(built.python)}")
+
+
+@suites.command(
+    "status",
+    short_help="Say which there are, and where.",
+    epilog="Example: glmquant suites status",
+)
+@json_option
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Say which suites there are: in environments of their own, or found elsewhere.
+
+    Exits with 0 whatever it finds.
+    """
+    ctx.meta["glmquant.json"] = as_json
+    from glmquant.cli.progress import emit
+    from glmquant.suites.known import SUITES
+
+    for suite in SUITES.values():
+        fields = _fields(suite)
+        if as_json:
+            emit("suite", **fields)
+        else:
+            _echo_status(suite, fields)
+
+
+@suites.command(
+    "remove",
+    short_help="Remove the environments of all suites, or of one.",
+    epilog="Example: glmquant suites remove aisbench",
+)
+@click.argument("name", metavar="[SUITE]", required=False)
+@json_option
+@click.pass_context
+def remove(ctx: click.Context, name: str | None, as_json: bool) -> None:
+    """Remove every environment that install made, finished or not, of any version of glmquant.
+
+    Only folders that install has marked as its own are touched.
+    """
+    ctx.meta["glmquant.json"] = as_json
+    from glmquant.cli.folders import short_path
+    from glmquant.cli.progress import emit, nbytes_text
+    from glmquant.suites import environment
+    from glmquant.suites.known import SUITES
+
+    chosen = [_suite(name)] if name else list(SUITES.values())
+    chosen = [suite for suite in chosen if name or suite.name in environment.RECIPES]
+    removed = [each for suite in chosen for each in environment.remove_own(suite)]
+    if as_json:
+        emit(
+            "removed", folders=[{"home": str(each.home), "nbytes": each.nbytes} for each in removed]
+        )
+        return
+    for each in removed:
+        click.echo(f"removed: {short_path(each.home)}, {nbytes_text(each.nbytes)}")
+    if not removed:
+        click.echo("nothing to remove: there is no environment")
+
+
+def _suite(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    from glmquant.errors import UsageError
+    from glmquant.suites.known import SUITES
+    from glmquant.survey import printable
+
+    if name not in SUITES:
+        raise UsageError(
+            "there is no such suite", expected=f"one of {', '.join(SUITES)}", found=printable(name)
+        )
+    return SUITES[name]
+
+
+def _fields(suite: Suite) -> dict[str, Any]:
+    """How it stands with a suite, for JSON."""
+    from glmquant.suites.environment import RECIPES, how_it_stands
+    from glmquant.suites.finding import find
+
+    found = find(suite)
+    fields: dict[str, Any] = {
+        "suite": suite.name,
+        "version": found.version if found else None,
+        "python": str(found.python) if found else None,
+        "is_ours": bool(found and found.is_ours),
+        "home": None,
+        "state": None,
+        "next_step": None,
+        "nbytes": 0,
+        "others": [],
+        "installer": None,
+    }
+    if suite.name in RECIPES:
+        stands = how_it_stands(suite)
+        fields |= {
+            "home": str(stands.home),
+            "state": stands.state,
+            "next_step": stands.next_step,
+            "nbytes": stands.nbytes,
+            "others": [str(path) for path in stands.others],
+            "installer": stands.installer,
+        }
+    return fields
+
+
+def _echo_status(suite: Suite, fields: dict[str, Any]) -> None:
+    from glmquant.cli.folders import short_path
+    from glmquant.cli.progress import nbytes_text
+    from glmquant.suites.environment import how_to_install
+
+    state = fields["state"]
+    if state == "unfinished":
+        told = f"unfinished, at the step {fields['next_step']}"
+    elif state is None:
+        told = "found" if fields["python"] else "not found"
+    else:
+        told = _STATES[state]
+    version = f", {suite.package} {fields['version']}" if fields["version"] else ""
+    is_elsewhere = fields["python"] and state is not None and not fields["is_ours"]
+    if is_elsewhere:
+        told += "; found elsewhere"
+    click.echo(f"{suite.name}: {told}{version}")
+    if fields["python"]:
+        click.echo(f"  python: {short_path(Path(fields['python']))}")
+    if fields["home"] and fields["nbytes"]:
+        click.echo(f"  folder: {short_path(Path(fields['home']))}, {nbytes_text(fields['nbytes'])}")
+    for path in fields["others"]:
+        click.echo(f"  of another version of glmquant: {short_path(Path(path))}")
+    if fields["installer"]:
+        click.echo(f"  at work: process {fields['installer']} installs or removes")
+    elif not fields["python"]:
+        for line in how_to_install(suite):
+            click.echo(f"  {line}")
