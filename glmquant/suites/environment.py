@@ -65,7 +65,7 @@ RECIPES: Final = {
         ),
         versions=("ais-bench-benchmark", "torch", "transformers", "numpy"),
         programs=("ais_bench",),
-        nbytes=2_000_000_000,
+        nbytes=1_950_000_000,
         peak_nbytes=2_900_000_000,
     ),
     "lm-eval": Recipe(
