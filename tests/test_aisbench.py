@@ -166,6 +166,13 @@ def test_an_older_version_is_refused(tmp_path: Path) -> None:
         AISBENCH.prepare(task_of(gsm8k(tmp_path)), older, tmp_path / "work")
 
 
+def test_an_interpreter_whose_path_has_a_blank_is_refused(tmp_path: Path) -> None:
+    """AISBench starts itself by a line of the shell, in which it quotes nothing."""
+    blank = replace(INSTALLED, python=Path("/my envs/bin/python"))
+    with pytest.raises(MeasureError, match="a path with a blank"):
+        AISBENCH.prepare(task_of(gsm8k(tmp_path)), blank, tmp_path / "work")
+
+
 @pytest.mark.parametrize(
     ("dataset", "place", "text"),
     [
@@ -354,16 +361,16 @@ def test_times_are_read_from_the_table_and_held_against_each_request(tmp_path: P
     measured = AISBENCH.read(task, INSTALLED, work)
     figures = {each.metric: (each.value, each.unit, each.items) for each in measured.results}
     assert figures == {
-        "output throughput": (12.5, "token/s", 2),
-        "mean TTFT": (pytest.approx(150.02), "ms", 2),
-        "median TTFT": (pytest.approx(150.02), "ms", 2),
-        "p99 TTFT": (pytest.approx(199.0396), "ms", 2),
+        "output throughput": (12.5, "tok/s", 2),
+        "TTFT mean": (pytest.approx(150.02), "ms", 2),
+        "TTFT median": (pytest.approx(150.02), "ms", 2),
+        "TTFT p99": (pytest.approx(199.0396, rel=1e-5), "ms", 2),
         "failed requests": (1.0, "", 3),
-        "mean input tokens": (10.0, "", 2),
-        "mean output tokens": (4.0, "", 2),
+        "input tokens mean": (10.0, "", 2),
+        "output tokens mean": (4.0, "", 2),
     }
-    assert measured.samples["mean TTFT"] == (pytest.approx(100), pytest.approx(200.04))
-    assert measured.samples["mean TPOT"] == (pytest.approx(100), pytest.approx(249.98))
+    assert list(measured.samples["TTFT"]) == pytest.approx([100, 200.04])
+    assert list(measured.samples["TPOT"]) == pytest.approx([100, 249.98])
     assert measured.notes[0].startswith("1 of 3 requests failed")
     assert measured.notes[1].startswith("1 of 2 answers are shorter than the 5 tokens")
     record_speed(tmp_path / "bad", [([0, 0.1, 0.5], 5), ([0, 0.2, 0.7], 3)], "170.0")
@@ -421,7 +428,7 @@ def test_the_genuine_aisbench_judges_gsm8k_as_counted_by_hand(
     assert {body["max_tokens"] for body in script.bodies} == {32_768}
     assert {body["model"] for body in script.bodies} == {"glm"}
     figures = {each.metric: (each.value, each.items) for each in measured.results}
-    assert figures == {"accuracy": (50.0, 6), "accuracy, thousands read": (66.67, 6)}
+    assert figures == {"accuracy": (50.0, 6), "accuracy (numbers with separators)": (66.6667, 6)}
     told = [(item.correct, item.answer, item.expected, item.is_cut) for item in measured.items]
     assert told == [
         (True, "8", "8", False),
@@ -463,7 +470,7 @@ def test_the_genuine_aisbench_judges_gpqa_as_counted_by_hand(
     assert [item.correct for item in measured.items] == [True, False, False]
     assert [item.answer for item in measured.items] == [expected[0], "", ""]
     figures = {each.metric: (each.value, each.items) for each in measured.results}
-    assert figures == {"accuracy": (33.33, 3), "accuracy, last answer read": (66.67, 3)}
+    assert figures == {"accuracy": (33.3333, 3), "accuracy (last answer)": (66.6667, 3)}
 
 
 @pytest.mark.suites
@@ -479,13 +486,13 @@ def test_the_genuine_aisbench_judges_math_as_counted_by_hand(
         {
             "Half": Reply("It is $\\boxed{0.5}$."),
             "Two": Reply("Three, no: $\\boxed{5}$."),
-            "root": Reply("Ah, $\\boxed{\\sqrt2}$"),
+            "root": Reply("Ah, $\\boxed{\\sqrt{2}}$"),
         }
     )
     task = replace(task_of(write_lines(tmp_path / "test.jsonl", lines)), dataset="math500")
     measured = run(task, genuine, script, tmp_path / "work")
     (figure,) = measured.results
-    assert (figure.value, figure.items) == (66.67, 3)
+    assert (figure.value, figure.items) == (66.6667, 3)
     assert [item.correct for item in measured.items] == [True, False, True]
 
 
@@ -508,13 +515,13 @@ def test_the_genuine_aisbench_measures_speed_and_counts_what_failed(
     assert {body["max_tokens"] for body in script.bodies} == {8}
     figures = {each.metric: each for each in measured.results}
     assert (figures["failed requests"].value, figures["failed requests"].items) == (1, 6)
-    assert (figures["mean output tokens"].value, figures["mean input tokens"].value) == (8, 10)
-    for metric in ("mean TTFT", "mean TPOT", "mean E2EL", "p99 ITL"):
+    assert (figures["output tokens mean"].value, figures["input tokens mean"].value) == (8, 10)
+    for metric in ("TTFT mean", "TPOT mean", "E2EL mean", "ITL p99"):
         assert (figures[metric].unit, figures[metric].items) == ("ms", 5)
     assert {name: len(values) for name, values in measured.samples.items()} == {
-        "mean TTFT": 5,
-        "mean TPOT": 5,
-        "mean E2EL": 5,
+        "TTFT": 5,
+        "TPOT": 5,
+        "E2EL": 5,
     }
     rate, tokens = figures["request throughput"], figures["output throughput"]
     assert tokens.value == pytest.approx(8 * rate.value, rel=1e-3)

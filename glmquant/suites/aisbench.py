@@ -127,7 +127,7 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
             expected="eval URL --suite aisbench, or bench URL --suite aisbench --mode serve",
             found=f"mode {task.mode}" if task.url else "no URL",
         )
-    _require_version(installed)
+    _require_usable(installed)
     settings = Settings("aisbench", _SETTINGS, task.settings)
     is_speed = task.mode != "accuracy"
     if is_speed and task.folder is None:
@@ -172,7 +172,7 @@ def read(task: Task, installed: Installed, work: Path) -> Measured:
     return read_accuracy(task, work) if task.mode == "accuracy" else read_speed(task, work)
 
 
-def _require_version(installed: Installed) -> None:
+def _require_usable(installed: Installed) -> None:
     parts = installed.version.split(".")[:2]
     numbers = tuple(int(part) if part.isdigit() else 0 for part in parts)
     if numbers < OLDEST:
@@ -182,6 +182,14 @@ def _require_version(installed: Installed) -> None:
             expected=f"{'.'.join(map(str, OLDEST))} or newer",
             found=installed.version,
             hint="glmquant suites install aisbench builds one that is",
+        )
+    if str(installed.python) != "".join(str(installed.python).split()):
+        # It starts itself by a line of the shell, and quotes nothing (``runners/local.py``).
+        raise MeasureError(
+            "AISBench does not run from a path with a blank",
+            where=str(installed.python),
+            expected="an interpreter without one in its path",
+            hint="GLMQUANT_SUITES_HOME=DIR glmquant suites install aisbench builds one in DIR",
         )
 
 

@@ -28,8 +28,11 @@ QUESTIONS: Final = "questions.json"
 REPLIES: Final = "replies.jsonl"
 MODEL: Final = "glmquant"
 DATASET: Final = "items"
-CAREFUL: Final = "accuracy, thousands read"
-"""The metric's name where numbers with separators decide."""
+CAREFUL: Final = {
+    "gsm8k": "accuracy (numbers with separators)",
+    "gpqa": "accuracy (last answer)",
+}
+"""The second figure, where answers are read with more care."""
 
 _MAX_ANSWER: Final = 200
 _NONE: Final = frozenset({"NULL", "None", "[]", ""})
@@ -42,8 +45,8 @@ _ROUNDING_MS: Final = 0.06
 
 _RATES: Final = {
     "Request Throughput": ("request throughput", "req/s"),
-    "Output Token Throughput": ("output throughput", "token/s"),
-    "Total Token Throughput": ("total throughput", "token/s"),
+    "Output Token Throughput": ("output throughput", "tok/s"),
+    "Total Token Throughput": ("total throughput", "tok/s"),
 }
 
 
@@ -196,7 +199,9 @@ def _verdicts(told: Any, count: int) -> list[Mapping[str, Any]] | None:
     if not isinstance(told, dict):
         return None
     found = [told.get(str(place)) for place in range(count)]
-    verdicts = [each for each in found if isinstance(each, dict) and "correct" in each]
+    verdicts: list[Mapping[str, Any]] = [
+        each for each in found if isinstance(each, dict) and "correct" in each
+    ]
     return verdicts if len(verdicts) == count and str(count) not in told else None
 
 
@@ -205,7 +210,7 @@ def _share(task: Task, right: float, count: int, value: float, metric: str = "ac
     return Result(
         dataset=task.dataset,
         metric=metric,
-        value=round(value, 2),
+        value=round(value, 4),
         unit="%",
         items=count,
         interval=(round(100 * low, 2), round(100 * high, 2)),
@@ -224,7 +229,7 @@ def _carefully(
     gsm8k's scorer takes the last number and knows no separators: ``18,000`` is 000 to it. GPQA's
     takes the first ``Answer: X`` and knows no box around the letter.
     """
-    if form == "math500":
+    if form not in CAREFUL:
         return []
     careful = []
     for place, item in enumerate(items):
@@ -248,8 +253,7 @@ def _carefully(
         f"right{f' and {lost:,} of its own are wrong' if lost else ''}"
     )
     right = sum(careful)
-    metric = CAREFUL if form == "gsm8k" else "accuracy, last answer read"
-    return [_share(task, right, len(items), 100 * right / len(items), metric)]
+    return [_share(task, right, len(items), 100 * right / len(items), CAREFUL[form])]
 
 
 def _notes_on_failures(
@@ -286,7 +290,7 @@ def _reasons(failed: Sequence[Mapping[str, Any]]) -> str:
 def _table(
     task: Task, path: Path, samples: Mapping[str, Sequence[float]], count: int
 ) -> list[Result]:
-    """Times of requests, in milliseconds: ``mean TTFT`` and so on.
+    """Times of requests, in milliseconds: ``TTFT mean`` and so on.
 
     AISBench rounds to a tenth of a millisecond, a percent of a short TPOT; so its own times of the
     requests are reckoned up again where each has one, and held against its table.
@@ -296,7 +300,7 @@ def _table(
     found = []
     for row in csv.DictReader(io.StringIO(text)):
         name = row.get("Performance Parameters") or ""
-        values = samples.get(f"mean {name}", ())
+        values = samples.get(name, ())
         for column, (statistic, percent) in _STATISTICS.items():
             if name not in _TIMES or not row.get(column):
                 continue
@@ -307,10 +311,16 @@ def _table(
                     told = f"{own:.3f} ms for the {statistic} {name}, by its requests"
                     _refuse(path, "AISBench's times do not add up", told, f"{value:g} ms")
                 value = own
-            metric = f"{statistic} {name}"
+            metric = f"{name} {statistic}"
             number = int(_figure(row.get("N") or "0", path)) or None
             found.append(
-                Result(dataset=task.dataset, metric=metric, value=value, unit="ms", items=number)
+                Result(
+                    dataset=task.dataset,
+                    metric=metric,
+                    value=_rounded(value),
+                    unit="ms",
+                    items=number,
+                )
             )
     if not found:
         _refuse(path, "AISBench wrote no times", "a table of them", "none")
@@ -340,12 +350,18 @@ def _samples(requests: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, t
         found["TTFT"].append(first)
         if (tokens := int(request.get("output_tokens") or 0)) > 1:
             found["TPOT"].append((whole - first) / (tokens - 1))
-    return {f"mean {name}": tuple(values) for name, values in found.items() if values}
+    return {name: tuple(values) for name, values in found.items() if values}
 
 
 def _mean(task: Task, metric: str, values: Sequence[int]) -> Result:
     value = sum(values) / len(values)
-    return Result(dataset=task.dataset, metric=f"mean {metric}", value=value, items=len(values))
+    return Result(
+        dataset=task.dataset, metric=f"{metric} mean", value=_rounded(value), items=len(values)
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _total(common: Mapping[str, Any], key: str) -> float:
