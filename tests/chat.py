@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.servers import COUNTERS
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -37,12 +39,15 @@ class Script:
     Attributes:
         replies: Words of a question → the reply.
         otherwise: The reply to any other question.
+        counters: Drafted and accepted tokens, one pair for each time that they are asked for; None
+            where the server has none.
         bodies: The requests that came.
         keys: Their ``Authorization``.
     """
 
     replies: dict[str, Reply]
     otherwise: Reply = field(default_factory=Reply)
+    counters: list[tuple[int, int] | None] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     url: str = ""
@@ -54,6 +59,11 @@ class Script:
         return found[0] if found else self.otherwise
 
 
+def counters_text(drafted: int, accepted: int) -> str:
+    """What ``/metrics`` says of one token drafted a step."""
+    return COUNTERS % (drafted, drafted, accepted, accepted)
+
+
 @contextmanager
 def chatting(script: Script) -> Iterator[Script]:
     """The server, for as long as it is needed."""
@@ -62,7 +72,14 @@ def chatting(script: Script) -> Iterator[Script]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.send_json(200, {"data": [{"id": "m"}]})
+            if self.path == "/metrics":
+                drafted = script.counters.pop(0) if script.counters else None
+                text = "" if drafted is None else counters_text(*drafted)
+                self.send_text(200, "text/plain", text)
+            elif self.path == "/version":
+                self.send_json(200, {"version": "0.23.0"})
+            else:
+                self.send_json(200, {"data": [{"id": "m"}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -104,9 +121,12 @@ def chatting(script: Script) -> Iterator[Script]:
             self.wfile.flush()
 
         def send_json(self, status: int, content: object) -> None:
-            data = json.dumps(content).encode()
+            self.send_text(status, "application/json", json.dumps(content))
+
+        def send_text(self, status: int, kind: str, text: str) -> None:
+            data = text.encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

@@ -18,6 +18,7 @@ from tests.builders import Recorded, build_checkpoint
 from tests.conftest import Ran, folder_bytes
 from tests.hub import Hub
 from tests.runs import a_run
+from tests.services import a_service
 from tests.test_execute import ENV
 
 Run = Callable[..., Ran]
@@ -42,8 +43,9 @@ def test_the_example_at_the_end_of_each_help_works(
     has_dry_run = any(option.name == "dry_run" for option in main.commands[verb].params)
     if verb == "fetch":
         monkeypatch.chdir(tmp_path / "GLM-4.6" / "assets")  # where no such folder is
-    with Hub({"ZhipuAI/GLM-4.6": tmp_path / "GLM-4.6"}) as hub:
+    with Hub({"ZhipuAI/GLM-4.6": tmp_path / "GLM-4.6"}) as hub, a_service() as service:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        words = [word.replace("http://127.0.0.1:8000", service.url) for word in words]
         ran = glmquant(*words, *["--dry-run"][: int(has_dry_run)])
     assert ran.exit_code == 0, ran.stderr
     assert ran.stdout

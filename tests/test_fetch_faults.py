@@ -1106,7 +1106,7 @@ def test_a_system_without_threads_is_an_error(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr("glmquant.hubs.watch.threading.Thread.start", start)
+        patched.setattr("glmquant.watch.threading.Thread.start", start)
         ran = fetch(hub, tmp_path / "out")
     assert (ran.exit_code, "the system gives no more threads" in ran.stderr) == (1, True)
 

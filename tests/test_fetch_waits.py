@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from glmquant.hubs.lanes import Lanes
-from glmquant.hubs.watch import OverdueError, Watch
+from glmquant.watch import OverdueError, Watch
 from tests.conftest import run_glmquant
 
 HEADERS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"

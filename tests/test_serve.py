@@ -53,6 +53,8 @@ def test_the_only_quantized_folder_here_is_served(
     assert f"vllm serve {weights} \\" in left_out.stdout
     assert "warning:" not in left_out.stderr
     assert "note: vllm-ascend 0.23.0, the default" in left_out.stderr
+    assert "when it answers: glmquant smoke http://127.0.0.1:8000\n" in left_out.stderr
+    assert "then: glmquant verify" in left_out.stderr
 
 
 def test_what_is_printed_does_not_know_how_wide_the_terminal_is(weights: Path) -> None:

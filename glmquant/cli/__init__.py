@@ -27,6 +27,7 @@ from glmquant.cli.progress import emit
 from glmquant.cli.publish import publish
 from glmquant.cli.recipes import recipes
 from glmquant.cli.serve import serve
+from glmquant.cli.smoke import smoke
 from glmquant.cli.suites import suites
 from glmquant.cli.verify import verify
 from glmquant.cli.w8a8 import w8a8
@@ -87,6 +88,6 @@ def main() -> None:
 
 for _command in (
     *(doctor, models, fetch, inspect, plan, w8a8, add_mtp, verify),
-    *(serve, bench, evaluate, compare, card, publish, recipes, demo, engine, suites),
+    *(serve, smoke, bench, evaluate, compare, card, publish, recipes, demo, engine, suites),
 ):
     main.add_command(_command)

@@ -221,9 +221,11 @@ def serve(
                 click.echo(f"{chr(10) * (number > 0)}# ---- {file}")
             click.echo(text, nl=False)
     _tell(setup)
+    if setup.target.nodes == 1:
+        click.echo(f"when it answers: glmquant smoke {setup.url}", err=True)
     if setup.target.nodes == 1 and setup.engine.name == "vllm-ascend":
         shown = shlex.quote(short_path(candidate.folder))
-        click.echo(f"when it answers: glmquant verify {shown} --url {setup.url}", err=True)
+        click.echo(f"then: glmquant verify {shown} --url {setup.url}", err=True)
     if len(files) > 1 and not written:
         click.echo("note: the same command with -o FOLDER writes them", err=True)
 
@@ -269,6 +271,7 @@ def _run(setup: Setup, limit_seconds: float, as_json: bool) -> None:
         else:
             click.echo(f"ready: {url}/v1, model {setup.served_name}")
             click.echo(f"log: {log}", err=True)
+            click.echo(f"next: glmquant smoke {url}", err=True)
 
     code = 0
     try:

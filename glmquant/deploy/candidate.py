@@ -160,11 +160,22 @@ def _tool_form(subject: Subject) -> str | None:
         found = template_of(subject)
     except (GlmquantError, UnicodeDecodeError):
         found = None
-    calls = {bool(match["end"]) for match in _CALL.finditer(found[1])} if found else set()
-    if len(calls) == 1:
-        return LINES if calls.pop() else INLINE
+    if found and (form := call_form(found[1])):
+        return form
     forms = {INLINE if release == "4.7" else LINES for release in subject.identity.releases}
     return forms.pop() if len(forms) == 1 else None
+
+
+def call_form(text: str) -> str | None:
+    """``inline`` or ``lines``, by the tool calls in a text; None where there are none, or both.
+
+    Args:
+        text: A chat template, or what a model wrote.
+    """
+    calls = {bool(match["end"]) for match in _CALL.finditer(text)}
+    if len(calls) != 1:
+        return None
+    return LINES if calls.pop() else INLINE
 
 
 def _link_folders(folder: Path) -> Iterator[Path]:

@@ -33,7 +33,7 @@ from urllib3.exceptions import (
 from glmquant import __version__
 from glmquant.errors import HubError, UsageError
 from glmquant.hubs.tokens import Token
-from glmquant.hubs.watch import OverdueError, Watch, watched_pools
+from glmquant.watch import OverdueError, Watch, watched_pools
 
 _LEAST_NBYTES: Final = 1 << 14
 _MOST_NBYTES: Final = 1 << 19

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from glmquant.errors import EngineError, GlmquantError
 from glmquant.runtime.observed import Answer, Drafting, Prompt
+from glmquant.watch import OverdueError, Watch, watched_pools
 
 ANSWER_SECONDS: Final = 600.0
 """How long a request may take."""
@@ -57,6 +58,34 @@ class Scores(NamedTuple):
     own: NDArray[np.float64]
 
 
+class Reply(NamedTuple):
+    """An answer, whatever its status.
+
+    Attributes:
+        status: HTTP's.
+        headers: Names in any case.
+        data: The body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+class OpenReply(NamedTuple):
+    """An answer whose body is still coming.
+
+    Attributes:
+        status: HTTP's.
+        headers: Names in any case.
+        chunks: The body, as it comes.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+
+
 class Client:
     """A connection to one server.
 
@@ -78,15 +107,17 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._fail = fail
-        # What a header cannot hold belongs to no server's key.
-        key = "".join(letter for letter in api_key or "" if "!" <= letter <= "~")
+        key = sendable(api_key)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._pool = urllib3.PoolManager(headers=headers, retries=False)
         self._seconds = answer_seconds
+        self._watch = Watch(answer_seconds)
+        self._pool.pool_classes_by_scheme = watched_pools(self._watch)
         self._model: ServedModel | None = None
 
     def close(self) -> None:
         """Give the connections back."""
+        self._watch.close()
         self._pool.clear()
 
     def is_ready(self) -> bool:
@@ -103,11 +134,7 @@ class Client:
         if self._model is None:
             answer = self._ask("GET", "/v1/models")
             try:
-                (first, *_) = answer["data"]
-                length = first.get("max_model_len")
-                self._model = ServedModel(
-                    str(first["id"]), str(first.get("root") or ""), int(length or 0)
-                )
+                (self._model, *_) = served_models(answer)
             except _UNLIKE:
                 self.strange("/v1/models", answer)
         return self._model
@@ -228,6 +255,37 @@ class Client:
             self.strange(path, data.decode("utf-8", "replace"))
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        reply = self.exchange(method, path, body)
+        if reply.status != 200:
+            text = reply.data[:500].decode("utf-8", "replace")
+            self._fail(
+                "the engine refused a request",
+                found=f"{method} {path}: HTTP {reply.status} {text}",
+            )
+        return reply.data
+
+    def exchange(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+        """Ask, and take the whole answer, whatever its status.
+
+        Args:
+            method: HTTP's.
+            path: From the address on.
+            body: Sent as JSON.
+        """
+        with self.opened(method, path, body) as reply:
+            return Reply(reply.status, reply.headers, b"".join(reply.chunks))
+
+    @contextmanager
+    def opened(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> Iterator[OpenReply]:
+        """Ask, and take the answer as it comes; all of it within the time of one request.
+
+        Args:
+            method: HTTP's.
+            path: From the address on.
+            body: Sent as JSON.
+        """
         deadline = time.monotonic() + self._seconds
         try:
             answer = self._pool.request(
@@ -235,29 +293,33 @@ class Client:
                 self.url + path,
                 body=None if body is None else json.dumps(body).encode(),
                 headers=dict(self._pool.headers) | {"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(connect=10.0, read=self._seconds),
+                timeout=urllib3.Timeout(connect=min(10.0, self._seconds), read=self._seconds),
                 redirect=False,
                 preload_content=False,
                 decode_content=False,  # nothing was asked to be packed
             )
-            data = bytearray()
-            while chunk := answer.read1(1 << 20):  # what has come, not so much as that
-                data += chunk
-                if len(data) > MAX_ANSWER_NBYTES:
-                    self.strange(path, f"more than {MAX_ANSWER_NBYTES:,} bytes")
-                if time.monotonic() > deadline:
-                    self._late(method, path)
-        except urllib3.exceptions.ReadTimeoutError:
+            try:
+                with self._watch.over(answer.shutdown, max(0.0, deadline - time.monotonic())):
+                    chunks = self._chunks(answer, method, path, deadline)
+                    yield OpenReply(answer.status, answer.headers, chunks)
+            finally:
+                answer.close()
+        except (OverdueError, urllib3.exceptions.ReadTimeoutError):
             self._late(method, path)
         except urllib3.exceptions.HTTPError as error:
             self._fail("the engine cannot be reached", found=f"{method} {self.url}{path}: {error}")
-        if answer.status != 200:
-            text = data[:500].decode("utf-8", "replace")
-            self._fail(
-                "the engine refused a request",
-                found=f"{method} {path}: HTTP {answer.status} {text}",
-            )
-        return bytes(data)
+
+    def _chunks(
+        self, answer: urllib3.BaseHTTPResponse, method: str, path: str, deadline: float
+    ) -> Iterator[bytes]:
+        nbytes = 0
+        while chunk := answer.read1(1 << 20):  # what has come, not so much as that
+            nbytes += len(chunk)
+            if nbytes > MAX_ANSWER_NBYTES:
+                self.strange(path, f"more than {MAX_ANSWER_NBYTES:,} bytes")
+            if time.monotonic() > deadline:
+                self._late(method, path)
+            yield chunk
 
     def _late(self, method: str, path: str) -> NoReturn:
         self._fail(
@@ -293,6 +355,32 @@ def remote_failure(url: str) -> Callable[..., NoReturn]:
         )
 
     return fail
+
+
+def sendable(api_key: str | None) -> str:
+    """A key without what a header cannot hold, which belongs to no server's key.
+
+    Args:
+        api_key: As the user has it.
+    """
+    return "".join(letter for letter in api_key or "" if "!" <= letter <= "~")
+
+
+def served_models(answer: Any) -> tuple[ServedModel, ...]:
+    """What the answer of ``/v1/models`` lists.
+
+    Args:
+        answer: As it came.
+
+    Raises:
+        ValueError: It is something else; or another of the errors that reading it raises.
+    """
+    return tuple(
+        ServedModel(
+            str(each["id"]), str(each.get("root") or ""), int(each.get("max_model_len") or 0)
+        )
+        for each in answer["data"]
+    )
 
 
 def _token_ids(found: Any) -> tuple[int, ...]:

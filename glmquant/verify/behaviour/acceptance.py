@@ -60,9 +60,7 @@ def judge_acceptance(
 
 def _alone(drafting: Drafting, subject: Subject, level: Level) -> Iterator[Finding]:
     """By the bounds for a checkpoint without a source."""
-    rate = drafting.rates[0] if drafting.rates else drafting.rate
-    if drafting.drafts < FEW_DRAFTS:
-        rate += 1.5 / math.sqrt(max(drafting.drafts, 1))  # three standard errors
+    rate = first_rate_at_best(drafting)
     first = ", of the first token drafted" if drafting.rates[1:] else ""
     if rate < MIN_ACCEPTANCE:
         what, least, severity = "hardly ever", f"{MIN_ACCEPTANCE:g} or more", Severity.ERROR
@@ -79,6 +77,18 @@ def _alone(drafting: Drafting, subject: Subject, level: Level) -> Iterator[Findi
         level,
         severity,
     )
+
+
+def first_rate_at_best(drafting: Drafting) -> float:
+    """The acceptance rate of the first token drafted, and what chance may have taken from it.
+
+    Args:
+        drafting: What was counted.
+    """
+    rate = drafting.rates[0] if drafting.rates else drafting.rate
+    if drafting.drafts < FEW_DRAFTS:
+        rate += 1.5 / math.sqrt(max(drafting.drafts, 1))  # three standard errors
+    return rate
 
 
 def _beside(

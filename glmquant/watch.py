@@ -39,19 +39,21 @@ class Watch:
         self._stop.set()
 
     @contextmanager
-    def over(self, end: Callable[[], None]) -> Iterator[None]:
+    def over(self, end: Callable[[], None], seconds: float | None = None) -> Iterator[None]:
         """Watch over what is done meanwhile.
 
         Args:
             end: Called from another thread to make it return; a socket that is shut may still
                 give bytes, enciphered ones too, so that all of it is thrown away.
+            seconds: How long this one may last; None for as long as any.
 
         Raises:
             OverdueError: It was ended, in place of whatever it raises then.
         """
         key = object()
         with self._lock:
-            self._waits[key] = time.monotonic() + self._seconds, end
+            limit = self._seconds if seconds is None else seconds
+            self._waits[key] = time.monotonic() + limit, end
             if self._thread is None:
                 self._thread = threading.Thread(target=self._look, daemon=True)
                 self._thread.start()

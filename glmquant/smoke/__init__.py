@@ -1,0 +1,1 @@
+"""Does a service answer as it should, and if not, why?"""
