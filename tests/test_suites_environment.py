@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glmquant.errors import MeasureError, UsageError
-from glmquant.runtime.environment.layout import Layout, write_json
+from glmquant.runtime.environment.layout import Engine, Layout, write_json
 from glmquant.suites import environment, finding
 from glmquant.suites.aisbench import AISBENCH
 from glmquant.suites.environment import REQUIREMENTS, SuitePins, install, pins_of
@@ -212,6 +212,19 @@ def test_a_suite_is_found_in_the_python_that_runs_this_and_by_its_command(
         assert finding.find(suite) == Installed(python, pytest.__version__)
     program.write_text("#!/no/such/python\n")
     assert finding.find(suite) is None
+
+
+def test_vllm_is_found_in_the_cpu_engine_at_last(
+    pins: SuitePins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = suite_with("vllm", "vllm")
+    assert finding.find(suite) is None
+    engine = Engine(tmp_path, tmp_path / "python", tmp_path / "vllm", {"vllm": "0.30.0+cpu"})
+    monkeypatch.setattr(finding, "find_engine", lambda: engine)
+    assert finding.find(suite) == Installed(engine.python, "0.30.0+cpu", is_ours=True)
+    assert finding.find(suite_with("lm-eval", "lm-eval")) is None
+    with pytest.raises(UsageError, match="gets no environment of its own"):
+        pins_of(suite)
 
 
 @pytest.mark.parametrize("suite", OWN, ids=lambda suite: suite.name)

@@ -70,10 +70,10 @@ RECIPES: Final = {
     ),
     "lm-eval": Recipe(
         imports=("lm_eval.__main__", "lm_eval.models.openai_completions"),
-        versions=("lm-eval", "transformers", "datasets"),
+        versions=("lm-eval", "datasets"),
         programs=("lm_eval",),
-        nbytes=800_000_000,
-        peak_nbytes=1_200_000_000,
+        nbytes=660_000_000,
+        peak_nbytes=1_000_000_000,
     ),
 }
 """The suites that get an environment of their own; vLLM has the engine's, or that of its host."""
