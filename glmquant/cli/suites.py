@@ -28,8 +28,8 @@ def suites() -> None:
     """Keep the suites of measurements, each in a Python environment of its own.
 
     They lie in ~/.cache/glmquant/suites (or $GLMQUANT_SUITES_HOME); nothing else on the machine
-    changes. Each needs Python 3.11; AISBench takes 1.9 GB, lm-eval
-    0.7 GB. A suite that is installed elsewhere is found by its command on PATH, or named with --python.
+    changes. Each needs Python 3.11; AISBench takes 1.9 GB, lm-eval 0.7 GB. A suite that is
+    installed elsewhere is found by its command on PATH, or named with --python.
     """
 
 

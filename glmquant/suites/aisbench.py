@@ -135,7 +135,7 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
             "AISBench needs the tokenizer to measure speed",
             expected="the checkpoint's folder on this machine",
             found="no folder",
-            hint="name it: --tokenizer DIR",
+            hint="name it: --checkpoint DIR",
         )
     config = _speed_data(task, installed, work) if is_speed else _items(task, installed, work)
     config += _models(task, settings, is_speed)
