@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glmquant.errors import MeasureError
 from glmquant.results import Result
@@ -51,6 +50,24 @@ class Asked(BaseModel):
         """Keep it in the folder of the run."""
         with writing(work / _ASKED):
             (work / _ASKED).write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+
+class _Counts(BaseModel):
+    """How many items a data set has, and of how many the figures are."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    original: int
+    effective: int
+
+
+class _Results(BaseModel):
+    """``results_*.json``."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    results: dict[str, dict[str, Any]]
+    counts: dict[str, _Counts] = Field(alias="n-samples")
 
 
 class _Sample(BaseModel):
@@ -173,23 +190,23 @@ def _reasons(answered: list[_Request]) -> dict[str, list[str | None]]:
     return reasons
 
 
-def _count(task: Task, asked: Asked, told: dict[str, Any], work: Path) -> int:
+def _count(task: Task, asked: Asked, told: _Results, work: Path) -> int:
     """How many items there have to be; what lm-eval counted has to agree."""
-    counts = told.get("n-samples", {}).get(_TASK, {})
-    effective, original = counts.get("effective"), counts.get("original")
-    if not isinstance(effective, int) or not isinstance(original, int) or effective < 1:
+    counts = told.counts.get(_TASK)
+    if counts is None or counts.effective < 1:
         _refuse(work, "how many items there are", repr(counts))
-    whole = original if asked.items is None else asked.items
-    count: int = whole if task.limit is None else min(task.limit, whole)
-    if (effective, original) != (count, whole):
-        _refuse(work, f"{count} of {whole} items", f"{effective} of {original}")
+    whole = counts.original if asked.items is None else asked.items
+    count = whole if task.limit is None else min(task.limit, whole)
+    if (counts.effective, counts.original) != (count, whole):
+        _refuse(work, f"{count} of {whole} items", f"{counts.effective} of {counts.original}")
     return count
 
 
-def _compare(work: Path, told: dict[str, Any], key: str, share: float) -> None:
+def _compare(work: Path, told: _Results, key: str, share: float) -> None:
     """The figure that lm-eval tells is that of its own samples."""
-    figure = told.get("results", {}).get(_TASK, {}).get(key)
-    if not isinstance(figure, float) or not math.isclose(figure, share, abs_tol=1e-6):
+    figure = told.results.get(_TASK, {}).get(key)
+    is_given = isinstance(figure, (int, float)) and not isinstance(figure, bool)
+    if not is_given or not math.isclose(figure, share, abs_tol=1e-6):
         _refuse(work, f"{key} {share:.6f}, as its samples have it", repr(figure))
 
 
@@ -251,16 +268,15 @@ def _asked(work: Path) -> Asked:
         _refuse(work / _ASKED, "what was asked", str(error))
 
 
-def _results(work: Path) -> dict[str, Any]:
+def _results(work: Path) -> _Results:
     path = _only(work, "results_*.json")
     try:
         with reading(path):
-            told = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        _refuse(path, "JSON", str(error))
-    if not isinstance(told, dict):
-        _refuse(path, "an object", type(told).__name__)
-    return told
+            return _Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        _refuse(path, "the results of lm-eval", f"{place}: {first['msg']}")
 
 
 def _samples(work: Path) -> list[_Sample]:

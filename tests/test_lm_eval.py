@@ -1,0 +1,478 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmquant.errors import GlmquantError, MeasureError, UsageError
+from glmquant.suites.datafiles import read_data
+from glmquant.suites.items import item_name
+from glmquant.suites.known import SUITES
+from glmquant.suites.lm_eval import prepare, read
+from glmquant.suites.task import Installed, Task
+from tests.scripted import Reply, Scripted
+from tests.suite_calls import run_call
+
+GENUINE = os.environ.get("GLMQUANT_LM_EVAL_PYTHON")
+INSTALLED = Installed(Path(GENUINE or sys.executable), "0.4.13")
+
+genuine = [
+    pytest.mark.suites,
+    pytest.mark.skipif(not GENUINE, reason="`tools/check lmeval` makes the lm-eval that this asks"),
+]
+
+GSM8K = [
+    {"question": "How many apples?", "answer": "9 * 2 = 18\n#### 18"},
+    {"question": "How many beans?", "answer": "#### 18,000"},
+    {"question": "How many cats?", "answer": "#### 7"},
+]
+GPQA = {
+    "Question": "Which one?",
+    "Correct Answer": "this",
+    **{f"Incorrect Answer {n}": f"that {n}" for n in (1, 2, 3)},
+}
+
+
+def written(path: Path, items: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def task_of(data: Path | None, dataset: str = "gsm8k", **more: Any) -> Task:
+    url = more.pop("url", "http://127.0.0.1:9")
+    return Task("accuracy", dataset, data, url, "glm, the one", **more)
+
+
+def files_of(work: Path) -> dict[str, Any]:
+    """The task and the configuration that were written."""
+    kinds = {"task": work / "tasks" / "glmquant.yaml", "config": work / "config.yaml"}
+    return {kind: json.loads(path.read_text()) for kind, path in kinds.items()}
+
+
+def test_a_question_has_one_name_however_it_is_spaced() -> None:
+    assert item_name("How  many\n apples? ") == item_name("How many apples?")
+    assert item_name("How many apples?") != item_name("How many pears?")
+    assert len(item_name("\ud800")) == 16
+
+
+def test_a_file_is_measured_offline_by_the_suites_own_task(tmp_path: Path) -> None:
+    data = written(tmp_path / "mine.jsonl", GSM8K)
+    call = prepare(task_of(data, "mine", limit=2), INSTALLED, tmp_path)
+    files = files_of(tmp_path)
+    assert files["task"]["include"] == "../suite/gsm8k/gsm8k-cot-zeroshot.yaml"
+    assert files["task"]["dataset_path"] == "json"
+    assert files["task"]["num_fewshot"] == 0
+    kept = Path(files["task"]["dataset_kwargs"]["data_files"]["test"])
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == GSM8K
+    assert files["config"]["limit"] == 2
+    assert files["config"]["model_args"]["model"] == "glm, the one"
+    assert files["config"]["model_args"]["base_url"] == "http://127.0.0.1:9/v1/chat/completions"
+    assert call.env["HF_HUB_OFFLINE"] == call.env["HF_DATASETS_OFFLINE"] == "1"
+    assert call.words[0] == str(INSTALLED.python)
+    assert call.words[-3:] == ("run", "--config", str(tmp_path / "config.yaml"))
+
+
+def test_the_suites_own_data_are_fetched_by_the_suite(tmp_path: Path) -> None:
+    call = prepare(task_of(None), INSTALLED, tmp_path)
+    task = files_of(tmp_path)["task"]
+    assert task["include"] == "../suite/gsm8k/gsm8k.yaml"
+    assert task["num_fewshot"] == 5
+    assert "dataset_path" not in task
+    assert "HF_HUB_OFFLINE" not in call.env
+
+
+def test_a_thinking_model_has_room_and_no_stop_words(tmp_path: Path) -> None:
+    data = written(tmp_path / "d.jsonl", GSM8K)
+    prepare(task_of(data), INSTALLED, tmp_path)
+    files = files_of(tmp_path)
+    asked = files["task"]["generation_kwargs"]
+    assert asked == {"max_gen_toks": 32768, "temperature": 0, "do_sample": False, "until": []}
+    assert files["config"]["model_args"]["think_end_token"] == "</think>"
+    assert files["config"]["apply_chat_template"] is True
+
+
+def test_a_bare_prompt_keeps_the_stop_words_of_the_task(tmp_path: Path) -> None:
+    data = written(tmp_path / "d.jsonl", GSM8K)
+    prepare(task_of(data, settings={"api": "completions"}), INSTALLED, tmp_path)
+    files = files_of(tmp_path)
+    assert files["task"]["generation_kwargs"]["until"] == ["Q:", "</s>", "<|im_end|>"]
+    assert files["config"]["model_args"]["base_url"].endswith("/v1/completions")
+    assert files["config"]["apply_chat_template"] is False
+
+
+def test_settings_reach_the_requests(tmp_path: Path) -> None:
+    settings = {"temperature": "0.6", "top_p": "0.95", "thinking": "off", "timeout": "60"}
+    data = written(tmp_path / "d.jsonl", GSM8K)
+    task = task_of(data, max_out_len=99, concurrency=3, seed=7, settings=settings)
+    prepare(task, INSTALLED, tmp_path)
+    files = files_of(tmp_path)
+    assert files["task"]["generation_kwargs"] == {
+        "max_gen_toks": 99,
+        "temperature": 0.6,
+        "do_sample": True,
+        "until": [],
+        "top_p": 0.95,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert files["config"]["model_args"]["timeout"] == 60
+    assert files["config"]["model_args"]["num_concurrent"] == 3
+    assert files["config"]["seed"] == [7, 7, 7, 7]
+
+
+def test_a_train_file_beside_gives_the_examples(tmp_path: Path) -> None:
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    written(folder / "test.jsonl", GSM8K)
+    written(folder / "train.jsonl", GSM8K[:2])
+    prepare(task_of(folder), INSTALLED, tmp_path)
+    task = files_of(tmp_path)["task"]
+    assert task["include"] == "../suite/gsm8k/gsm8k.yaml"
+    assert task["num_fewshot"] == 2
+    assert sorted(task["dataset_kwargs"]["data_files"]) == ["test", "train"]
+
+
+def test_no_key_is_written_or_taken_from_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+    data = written(tmp_path / "d.jsonl", GSM8K)
+    call = prepare(task_of(data, api_key="sk-secret"), INSTALLED, tmp_path)
+    assert call.secrets == {"OPENAI_API_KEY": "sk-secret"}
+    assert "sk-secret" not in str(call.words) + str(call.env)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"sk-" not in path.read_bytes()
+    without = prepare(task_of(data), INSTALLED, tmp_path)
+    assert without.secrets == {}
+    assert without.env["OPENAI_API_KEY"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        ({"mode": "serve"}, UsageError, "answers of a server"),
+        ({"url": None}, UsageError, "answers of a server"),
+        ({"dataset": "mmlu", "data": None}, UsageError, "no such data set"),
+        ({"settings": {"shots": "5"}}, UsageError, "setting of lm-eval"),
+        ({"settings": {"api": "grpc"}}, UsageError, "setting of lm-eval"),
+        ({"settings": {"temperature": "nan"}}, UsageError, "setting of lm-eval"),
+        ({"settings": {"timeout": "1.5"}}, UsageError, "setting of lm-eval"),
+        ({"settings": {"fewshot": "5"}}, UsageError, "setting of lm-eval"),
+        ({"settings": {"api": "completions", "thinking": "off"}}, UsageError, "bare prompt"),
+    ],
+)
+def test_what_lm_eval_cannot_do_is_refused(
+    tmp_path: Path, change: dict[str, Any], kind: type[GlmquantError], said: str
+) -> None:
+    task = replace(task_of(written(tmp_path / "d.jsonl", GSM8K)), **change)
+    with pytest.raises(kind, match=said):
+        prepare(task, INSTALLED, tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0.4.12", "0.3.0", "unknown", ""])
+def test_a_version_that_is_not_known_is_refused(tmp_path: Path, version: str) -> None:
+    data = written(tmp_path / "d.jsonl", GSM8K)
+    with pytest.raises(MeasureError, match="version"):
+        prepare(task_of(data), Installed(Path("python"), version), tmp_path)
+
+
+def test_forms_are_told_by_their_fields(tmp_path: Path) -> None:
+    head = ",".join(GPQA)
+    csv = tmp_path / "diamond.csv"
+    csv.write_text(f'Record ID,{head}\n1,"Which\none?",this,that 1,that 2,that 3\n')
+    found = read_data(csv, "diamond")
+    assert found.form.name == "gpqa"
+    assert found.items == ({**GPQA, "Question": "Which\none?"},)
+    listed = tmp_path / "math.json"
+    listed.write_text(json.dumps([{"problem": "1 + 1?", "answer": 2, "level": 1}]))
+    assert read_data(listed, "math").items == ({"problem": "1 + 1?", "answer": "2"},)
+    plain = written(tmp_path / "plain.jsonl", [{"question": "q", "answer": "1,000"}])
+    assert read_data(plain, "plain").items == ({"question": "q", "answer": "#### 1,000"},)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": "q", "label": "a"}\n', "Incorrect Answer 3"),
+        ("", "no item"),
+        ("[]", "no item"),
+        ('{"question": "q", "answer"', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"question": "q", "answer": "#### 1"}\n{"question": "q"}\n', "item 2"),
+        ('{"question": "q", "answer": "#### 1"}\n[1]\n', "item 2"),
+        ('{"question": " ", "answer": "#### 1"}\n', "a text in 'question'"),
+        ('{"question": "q", "answer": "eighteen"}\n', "no result"),
+        ("PAR1 and so on", "Parquet"),
+    ],
+)
+def test_a_data_file_that_will_not_do_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    with pytest.raises(MeasureError) as caught:
+        read_data(path, "data")
+    assert said in str(caught.value)
+
+
+def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="no data file") as caught:
+        read_data(tmp_path, "gsm8k")
+    assert "test.jsonl" in str(caught.value)
+    with pytest.raises(MeasureError, match="no data file"):
+        read_data(tmp_path / "nothing", "gsm8k")
+
+
+# What lm-eval writes, in little.
+
+
+def sample(number: int, item: dict[str, Any], reply: str, found: str, score: Any) -> dict[str, Any]:
+    return {
+        "doc_id": number,
+        "doc": item,
+        "target": item["answer"],
+        "resps": [[reply]],
+        "filtered_resps": [found],
+        "filter": "flexible-extract",
+        "prompt_hash": f"prompt {number}",
+        "exact_match": score,
+    }
+
+
+def output(work: Path) -> Path:
+    """Three items: right, right with a separator, and one whose thought was cut."""
+    prepare(task_of(written(work / "d.jsonl", GSM8K)), INSTALLED, work)
+    told = [
+        sample(0, GSM8K[0], "It is 18.", "18.", 1.0),
+        sample(1, GSM8K[1], "It is 18,000", "18,000", 1.0),
+        sample(2, GSM8K[2], "", "[invalid]", 0.0),
+    ]
+    strict = [each | {"filter": "strict-match", "exact_match": 0.0} for each in told]
+    place = work / "out" / "glm"
+    place.mkdir(parents=True)
+    written(place / "samples_glmquant_2026-11-30T10-00-00.jsonl", told + strict)
+    figures = {"exact_match,flexible-extract": 2 / 3, "exact_match,strict-match": 0.0}
+    results = {
+        "results": {"glmquant": figures},
+        "n-samples": {"glmquant": {"original": 3, "effective": 3}},
+    }
+    (place / "results_2026-11-30T10-00-00.json").write_text(json.dumps(results))
+    events = [{"prompt": f"prompt {n}", "event": "sent"} for n in (0, 1, 2, 1)]
+    for number, reason in enumerate(("stop", "stop", "length")):
+        ended = {"prompt": f"prompt {number}", "event": "answered"}
+        events.append(ended | {"finish_reason": reason, "tokens": 5 + number})
+    written(work / "requests.jsonl", events)
+    return place
+
+
+def the(place: Path, pattern: str) -> Path:
+    (path,) = place.glob(pattern)
+    return path
+
+
+def test_figures_items_and_notes_are_those_of_the_samples(tmp_path: Path) -> None:
+    output(tmp_path)
+    measured = read(task_of(tmp_path / "d.jsonl"), INSTALLED, tmp_path)
+    first, strict = measured.results
+    assert (first.metric, first.value, first.items) == ("accuracy", 66.6667, 3)
+    assert first.interval == (20.77, 93.85)
+    assert (strict.metric, strict.value) == ("accuracy (strict-match)", 0.0)
+    assert [item.correct for item in measured.items] == [True, True, False]
+    assert [item.is_cut for item in measured.items] == [False, False, True]
+    assert [item.expected for item in measured.items] == ["18", "18,000", "7"]
+    assert measured.items[0].name == item_name("How many apples?")
+    assert measured.samples == {"answer tokens": (5.0, 6.0, 7.0)}
+    notes = "\n".join(measured.notes)
+    assert "1 of 3 answers were cut at 32,768 tokens" in notes
+    assert "1 of 3 answers were empty" in notes
+    assert "1 requests failed and were sent again" in notes
+    assert "strict-match" in notes
+
+
+def test_a_limit_is_what_has_to_be_there(tmp_path: Path) -> None:
+    output(tmp_path)
+    with pytest.raises(MeasureError, match="add up"):
+        read(task_of(tmp_path / "d.jsonl", limit=2), INSTALLED, tmp_path)
+
+
+def spoil_missing_results(place: Path) -> None:
+    the(place, "results_*").unlink()
+
+
+def spoil_missing_samples(place: Path) -> None:
+    the(place, "samples_*").unlink()
+
+
+def spoil_two_runs(place: Path) -> None:
+    path = the(place, "results_*")
+    path.with_name("results_2.json").write_bytes(path.read_bytes())
+
+
+def spoil_lost_item(place: Path) -> None:
+    path = the(place, "samples_*")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+def spoil_lost_of_a_filter(place: Path) -> None:
+    path = the(place, "samples_*")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def spoil_twice(place: Path) -> None:
+    path = the(place, "samples_*")
+    path.write_text(path.read_text().replace('"doc_id": 1', '"doc_id": 0'))
+
+
+def spoil_cut_line(place: Path) -> None:
+    path = the(place, "samples_*")
+    path.write_text(path.read_text()[:-40])
+
+
+def spoil_nan(place: Path) -> None:
+    path = the(place, "samples_*")
+    path.write_text(path.read_text().replace('"exact_match": 1.0', '"exact_match": NaN'))
+
+
+def spoil_other_figure(place: Path) -> None:
+    path = the(place, "results_*")
+    path.write_text(path.read_text().replace("0.666", "0.999"))
+
+
+def spoil_figure_of_no_kind(place: Path) -> None:
+    path = the(place, "results_*")
+    told = json.loads(path.read_text())
+    told["results"] = []
+    path.write_text(json.dumps(told))
+
+
+def spoil_no_counts(place: Path) -> None:
+    path = the(place, "results_*")
+    path.write_text(path.read_text().replace("n-samples", "samples"))
+
+
+def spoil_no_json(place: Path) -> None:
+    the(place, "results_*").write_text("[" * 100_000)
+
+
+def spoil_other_question(place: Path) -> None:
+    path = the(place, "samples_*")
+    path.write_text(path.read_text().replace('"question"', '"prompt"'))
+
+
+def spoil_requests(place: Path) -> None:
+    (place.parent.parent / "requests.jsonl").unlink()
+
+
+SPOILS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_an_output_that_does_not_add_up_is_refused(tmp_path: Path, spoil: Any) -> None:
+    spoil(output(tmp_path))
+    with pytest.raises(GlmquantError):
+        read(task_of(tmp_path / "d.jsonl"), INSTALLED, tmp_path)
+
+
+def test_lm_eval_is_known_by_its_name() -> None:
+    assert SUITES["lm-eval"].modes == ("accuracy",)
+
+
+# The genuine lm-eval before a server whose answers are written down.
+
+SCRIPT: list[tuple[str, str, Reply]] = [
+    ("apples", "#### 18", Reply("So it is 18. The answer is 18.", "hm, Question: 5 or Q: 6?")),
+    ("beans", "#### 18,000", Reply("It is **18,000**.")),
+    ("cats", "#### 7", Reply("It is 8.")),
+    ("dogs", "#### 5", Reply(None, "it might be", "length")),
+    ("eels", "#### 6", Reply("\\boxed{6}", failures=[500])),
+    ("figs", "#### 18", Reply("He pays $18.00.")),
+    ("goats", "#### 3", Reply("<think>it is 4 or 5</think>3 goats")),
+]
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=genuine)])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_the_genuine_counts_are_those_made_by_hand(
+    tmp_path: Path, mark: None, concurrency: int
+) -> None:
+    for _, _, reply in SCRIPT:
+        reply.failures[:] = [500] if reply.content == "\\boxed{6}" else []
+    items = [{"question": f"How many {what}?", "answer": answer} for what, answer, _ in SCRIPT]
+    server = Scripted({f"How many {what}?": reply for what, _, reply in SCRIPT})
+    with server.running():
+        task = task_of(
+            written(tmp_path / "d.jsonl", items),
+            url=server.url,
+            concurrency=concurrency,
+            max_out_len=64,
+            api_key="sk-secret",
+        )
+        log = tmp_path / "log"
+        assert run_call(prepare(task, INSTALLED, tmp_path), log) == 0, log.read_text()[-3000:]
+    measured = read(task, INSTALLED, tmp_path)
+    # apples, beans, eels and goats; figs is $18.00, which lm-eval does not take for 18.
+    assert [item.correct for item in measured.items] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert [item.is_cut for item in measured.items] == [False] * 3 + [True] + [False] * 3
+    assert [result.value for result in measured.results] == [57.1429, 14.2857]
+    notes = "\n".join(measured.notes)
+    assert "1 of 7 answers that count as wrong say the right one" in notes
+    assert "1 requests failed and were sent again" in notes
+    assert len(server.bodies) == len(SCRIPT) + 1
+    assert set(server.keys) == {"Bearer sk-secret"}
+    assert "sk-secret" not in log.read_text()
+    assert all(body["stop"] == [] and body["max_tokens"] == 64 for body in server.bodies)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=genuine)])
+def test_a_request_that_never_succeeds_is_no_wrong_answer(tmp_path: Path, mark: None) -> None:
+    server = Scripted({"How many": Reply("It is 18.", failures=[500] * 99)})
+    with server.running():
+        data = written(tmp_path / "d.jsonl", GSM8K)
+        task = task_of(data, url=server.url, settings={"retries": "2"})
+        assert run_call(prepare(task, INSTALLED, tmp_path), tmp_path / "log") != 0
+    with pytest.raises(MeasureError):
+        read(task, INSTALLED, tmp_path)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=genuine)])
+def test_gpqa_and_math_are_scored_by_the_suites_own_rules(tmp_path: Path, mark: None) -> None:
+    letters = [{**GPQA, "Question": f"Which {n}?"} for n in range(4)]
+    server = Scripted({"this": Reply("The answer is surely this.")})
+    with server.running():
+        task = task_of(written(tmp_path / "gpqa.jsonl", letters), "gpqa", url=server.url, limit=3)
+        work = tmp_path / "gpqa"
+        work.mkdir()
+        assert run_call(prepare(task, INSTALLED, work), tmp_path / "log") == 0
+    measured = read(task, INSTALLED, work)
+    assert (measured.results[0].value, measured.results[0].items) == (100.0, 3)
+    assert [item.name for item in measured.items] == [item_name(f"Which {n}?") for n in range(3)]
+    problems = [
+        {"problem": "Halve one.", "answer": "\\frac{1}{2}"},
+        {"problem": "Name it.", "answer": "7"},
+        {"problem": "Double five.", "answer": "10"},
+    ]
+    server = Scripted(
+        {
+            "Halve one.": Reply("It is $\\boxed{0.5}$."),
+            "Name it.": Reply("Final Answer: The final answer is $7$. I hope it is correct."),
+            "Double five.": Reply("$\\boxed{11}$"),
+        }
+    )
+    with server.running():
+        task = task_of(written(tmp_path / "math.jsonl", problems), "math500", url=server.url)
+        work = tmp_path / "math"
+        work.mkdir()
+        assert run_call(prepare(task, INSTALLED, work), tmp_path / "log") == 0
+    measured = read(task, INSTALLED, work)
+    assert [item.correct for item in measured.items] == [True, True, False]
+    assert [result.value for result in measured.results] == [66.6667, 33.3333]
