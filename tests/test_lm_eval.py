@@ -259,10 +259,12 @@ def output(work: Path) -> Path:
         "n-samples": {"glmquant": {"original": 3, "effective": 3}},
     }
     (place / "results_2026-11-30T10-00-00.json").write_text(json.dumps(results))
-    events = [{"prompt": f"prompt {n}", "event": "sent"} for n in (0, 1, 2, 1)]
+    events: list[dict[str, Any]] = [
+        {"prompt": f"prompt {n}", "event": "sent"} for n in (0, 1, 2, 1)
+    ]
     for number, reason in enumerate(("stop", "stop", "length")):
-        ended = {"prompt": f"prompt {number}", "event": "answered"}
-        events.append(ended | {"finish_reason": reason, "tokens": 5 + number})
+        ended = {"event": "answered", "finish_reason": reason, "tokens": 5 + number}
+        events.append({"prompt": f"prompt {number}", **ended})
     written(work / "requests.jsonl", events)
     return place
 

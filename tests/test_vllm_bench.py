@@ -122,6 +122,14 @@ def test_no_key_is_on_the_command_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_modules_of_an_npu_hosts_toolkit_are_still_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/usr/local/Ascend/python")
+    call = prepare(task_of("serve", tmp_path), VLLM, tmp_path)
+    assert call.env["PYTHONPATH"] == "/usr/local/Ascend/python"
+
+
 @pytest.mark.parametrize(
     ("version", "flag"),
     [("0.13.0", "--input-len"), ("0.14.0", "--random-input-len"), ("0.30.0", "--random-input-len")],

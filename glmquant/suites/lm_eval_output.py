@@ -204,7 +204,7 @@ def _count(task: Task, asked: Asked, told: _Results, work: Path) -> int:
 
 def _compare(work: Path, told: _Results, key: str, share: float) -> None:
     """The figure that lm-eval tells is that of its own samples."""
-    figure = told.results.get(_TASK, {}).get(key)
+    figure: Any = told.results.get(_TASK, {}).get(key)
     is_given = isinstance(figure, (int, float)) and not isinstance(figure, bool)
     if not is_given or not math.isclose(figure, share, abs_tol=1e-6):
         _refuse(work, f"{key} {share:.6f}, as its samples have it", repr(figure))

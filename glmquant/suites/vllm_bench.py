@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -102,6 +103,8 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
     env: dict[str, str | None] = dict.fromkeys(backend.dropped)
     # A key that the user has for somebody else is not sent to this server.
     env |= {**backend.environment, "OPENAI_API_KEY": None}
+    if "PYTHONPATH" not in env and (path := os.environ.get("PYTHONPATH")):
+        env["PYTHONPATH"] = path  # CANN's own modules are found by it
     secrets = {"OPENAI_API_KEY": task.api_key} if task.api_key else {}
     return Call(tuple(words), env, secrets)
 
