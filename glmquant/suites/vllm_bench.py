@@ -27,6 +27,9 @@ OLDEST: Final = (0, 13)
 LATENCY_VOCABULARY: Final = 10_000
 """``bench latency`` draws its token ids below this, whatever the model has (vLLM 0.13 to 0.30)."""
 
+_RANDOM_LENGTHS: Final = (0, 14)
+"""The first whose ``throughput`` has ``--random-input-len``."""
+
 _WARM_THROUGHPUT: Final = (0, 23)
 """The first of those whose ``throughput`` warms up."""
 
@@ -234,10 +237,12 @@ def _throughput_options(
             expected="0.23 or newer, or no warmups",
             found=".".join(map(str, version)),
         )
+    # Later versions take --input-len, and send prompts of 1,024 tokens whatever it says.
+    name = "--random-{}-len" if version >= _RANDOM_LENGTHS else "--{}-len"
     return {
         "--dataset-name": "random",
-        "--input-len": task.input_len,
-        "--output-len": task.output_len,
+        name.format("input"): task.input_len,
+        name.format("output"): task.output_len,
         "--num-prompts": task.requests,
         "--num-warmups": warmups or None,
         "--output-json": str(work / RESULT_FILE),
