@@ -64,9 +64,10 @@ class Result(BaseModel):
     @property
     def value_text(self) -> str:
         """``95.8 %``, with its interval in brackets."""
-        text = f"{self.value:g} {self.unit}".rstrip()
+        text = f"{figure_text(self.value)} {self.unit}".rstrip()
         if self.interval is not None:
-            text += f" [{self.interval[0]:g}, {self.interval[1]:g}]"
+            low, high = map(figure_text, self.interval)
+            text += f" [{low}, {high}]"
         return text
 
     @property
@@ -74,6 +75,11 @@ class Result(BaseModel):
         """With what it was measured."""
         items = f"{self.items:,} items" if self.items else ""
         return ", ".join(filter(None, (self.suite, items, self.engine, self.machine, self.date)))
+
+
+def figure_text(value: float) -> str:
+    """A figure to four digits, or to the last whole one: ``96.13``, ``0.4418``, ``12,345``."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,11 +73,12 @@ def _echo(found: Comparison) -> None:
 
 
 def _cells(row: Row) -> list[str]:
+    from glmquant.results import figure_text
     from glmquant.survey import printable
 
     unit = f" {row.unit}" if row.unit else ""
     figure = printable(f"{row.dataset} {row.metric}", 60)
-    values = [figure, f"{row.a:g}{unit}", f"{row.b:g}{unit}"]
+    values = [figure, f"{figure_text(row.a)}{unit}", f"{figure_text(row.b)}{unit}"]
     items = " and ".join(f"{count:,}" for count in row.items)
     if row.difference is None:
         return [*values, f"{row.b - row.a:+.4g}", "", "", row.verdict, items]

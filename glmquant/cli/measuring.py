@@ -386,13 +386,14 @@ def _show(finished: Finished, notes: list[str], as_json: bool) -> None:
 
 
 def _cells(result: Result) -> list[str]:
+    from glmquant.results import figure_text
     from glmquant.survey import printable
 
-    spread = "" if result.interval is None else f"{result.interval[0]:g} to {result.interval[1]:g}"
+    spread = " to ".join(map(figure_text, result.interval or ()))
     return [
         printable(f"{result.dataset} {result.metric}", 60),
         "",
-        f"{result.value:g} {result.unit}".rstrip(),
+        f"{figure_text(result.value)} {result.unit}".rstrip(),
         spread,
         f"{result.items:,}" if result.items else "",
     ]

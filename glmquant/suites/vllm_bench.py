@@ -90,7 +90,7 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
             if task.mode == "serve"
             else "the folder: the engine is run by itself",
             found="none",
-            hint="name it: glmquant bench DIR, or --model-dir DIR beside a URL",
+            hint="name it: glmquant bench DIR, or --checkpoint DIR beside a URL",
         )
     backend = _backend(installed)
     if task.mode == "serve":
@@ -209,7 +209,7 @@ def _latency_options(task: Task, settings: Settings, work: Path) -> dict[str, An
             where=str(task.folder),
             expected=f"at least {LATENCY_VOCABULARY:,} tokens, of which it draws its prompts",
             found=f"a vocabulary of {vocabulary:,}",
-            hint="glmquant bench --suite vllm --mode throughput draws from what there is",
+            hint="glmquant bench DIR --mode throughput draws from what there is",
         )
     return {
         "--input-len": task.input_len,
