@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,20 @@ import pytest
 
 from glmquant.errors import GlmquantError, MeasureError, UsageError
 from glmquant.suites.datafiles import read_data
+from glmquant.suites.environment import find_own
 from glmquant.suites.items import item_name
 from glmquant.suites.known import SUITES
-from glmquant.suites.lm_eval import prepare, read
+from glmquant.suites.lm_eval import LM_EVAL, prepare, read
 from glmquant.suites.task import Installed, Task
 from tests.scripted import Reply, Scripted
 from tests.suite_calls import run_call
 
-GENUINE = os.environ.get("GLMQUANT_LM_EVAL_PYTHON")
-INSTALLED = Installed(Path(GENUINE or sys.executable), "0.4.13")
+HOME = os.environ.get("GLMQUANT_TEST_SUITES_HOME")
+INSTALLED = Installed(Path("/usr/bin/python3.11"), "0.4.13")
 
-genuine = [
+suites = [
     pytest.mark.suites,
-    pytest.mark.skipif(not GENUINE, reason="`tools/check lmeval` makes the lm-eval that this asks"),
+    pytest.mark.skipif(not HOME, reason="`tools/check lmeval` makes the lm-eval that this asks"),
 ]
 
 GSM8K = [
@@ -383,6 +383,15 @@ def test_lm_eval_is_known_by_its_name() -> None:
 
 # The genuine lm-eval before a server whose answers are written down.
 
+
+@pytest.fixture
+def genuine(monkeypatch: pytest.MonkeyPatch) -> Installed:
+    monkeypatch.setenv("GLMQUANT_SUITES_HOME", str(HOME))
+    found = find_own(LM_EVAL)
+    assert found is not None, "glmquant suites install lm-eval"
+    return found
+
+
 SCRIPT: list[tuple[str, str, Reply]] = [
     ("apples", "#### 18", Reply("So it is 18. The answer is 18.", "hm, Question: 5 or Q: 6?")),
     ("beans", "#### 18,000", Reply("It is **18,000**.")),
@@ -394,10 +403,10 @@ SCRIPT: list[tuple[str, str, Reply]] = [
 ]
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=genuine)])
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_the_genuine_counts_are_those_made_by_hand(
-    tmp_path: Path, mark: None, concurrency: int
+    genuine: Installed, tmp_path: Path, mark: None, concurrency: int
 ) -> None:
     for _, _, reply in SCRIPT:
         reply.failures[:] = [500] if reply.content == "\\boxed{6}" else []
@@ -412,8 +421,8 @@ def test_the_genuine_counts_are_those_made_by_hand(
             api_key="sk-secret",
         )
         log = tmp_path / "log"
-        assert run_call(prepare(task, INSTALLED, tmp_path), log) == 0, log.read_text()[-3000:]
-    measured = read(task, INSTALLED, tmp_path)
+        assert run_call(prepare(task, genuine, tmp_path), log) == 0, log.read_text()[-3000:]
+    measured = read(task, genuine, tmp_path)
     # apples, beans, eels and goats; figs is $18.00, which lm-eval does not take for 18.
     assert [item.correct for item in measured.items] == [
         True,
@@ -435,27 +444,31 @@ def test_the_genuine_counts_are_those_made_by_hand(
     assert all(body["stop"] == [] and body["max_tokens"] == 64 for body in server.bodies)
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=genuine)])
-def test_a_request_that_never_succeeds_is_no_wrong_answer(tmp_path: Path, mark: None) -> None:
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
+def test_a_request_that_never_succeeds_is_no_wrong_answer(
+    genuine: Installed, tmp_path: Path, mark: None
+) -> None:
     server = Scripted({"How many": Reply("It is 18.", failures=[500] * 99)})
     with server.running():
         data = written(tmp_path / "d.jsonl", GSM8K)
         task = task_of(data, url=server.url, settings={"retries": "2"})
-        assert run_call(prepare(task, INSTALLED, tmp_path), tmp_path / "log") != 0
+        assert run_call(prepare(task, genuine, tmp_path), tmp_path / "log") != 0
     with pytest.raises(MeasureError):
-        read(task, INSTALLED, tmp_path)
+        read(task, genuine, tmp_path)
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=genuine)])
-def test_gpqa_and_math_are_scored_by_the_suites_own_rules(tmp_path: Path, mark: None) -> None:
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
+def test_gpqa_and_math_are_scored_by_the_suites_own_rules(
+    genuine: Installed, tmp_path: Path, mark: None
+) -> None:
     letters = [{**GPQA, "Question": f"Which {n}?"} for n in range(4)]
     server = Scripted({"this": Reply("The answer is surely this.")})
     with server.running():
         task = task_of(written(tmp_path / "gpqa.jsonl", letters), "gpqa", url=server.url, limit=3)
         work = tmp_path / "gpqa"
         work.mkdir()
-        assert run_call(prepare(task, INSTALLED, work), tmp_path / "log") == 0
-    measured = read(task, INSTALLED, work)
+        assert run_call(prepare(task, genuine, work), tmp_path / "log") == 0
+    measured = read(task, genuine, work)
     assert (measured.results[0].value, measured.results[0].items) == (100.0, 3)
     assert [item.name for item in measured.items] == [item_name(f"Which {n}?") for n in range(3)]
     problems = [
@@ -474,7 +487,7 @@ def test_gpqa_and_math_are_scored_by_the_suites_own_rules(tmp_path: Path, mark: 
         task = task_of(written(tmp_path / "math.jsonl", problems), "math500", url=server.url)
         work = tmp_path / "math"
         work.mkdir()
-        assert run_call(prepare(task, INSTALLED, work), tmp_path / "log") == 0
-    measured = read(task, INSTALLED, work)
+        assert run_call(prepare(task, genuine, work), tmp_path / "log") == 0
+    measured = read(task, genuine, work)
     assert [item.correct for item in measured.items] == [True, True, False]
     assert [result.value for result in measured.results] == [66.6667, 33.3333]

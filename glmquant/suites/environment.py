@@ -69,7 +69,11 @@ RECIPES: Final = {
         peak_nbytes=2_900_000_000,
     ),
     "lm-eval": Recipe(
-        imports=("lm_eval.__main__", "lm_eval.models.openai_completions"),
+        imports=(
+            "lm_eval.__main__",
+            "lm_eval.models.openai_completions",
+            "lm_eval.tasks.minerva_math.utils",
+        ),
         versions=("lm-eval", "datasets"),
         programs=("lm_eval",),
         nbytes=660_000_000,
