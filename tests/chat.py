@@ -41,6 +41,7 @@ class Script:
         otherwise: The reply to any other question.
         counters: Drafted and accepted tokens, one pair for each time that they are asked for; None
             where the server has none.
+        max_model_len: As the server says it; None where it does not.
         bodies: The requests that came.
         keys: Their ``Authorization``.
     """
@@ -48,6 +49,7 @@ class Script:
     replies: dict[str, Reply]
     otherwise: Reply = field(default_factory=Reply)
     counters: list[tuple[int, int] | None] = field(default_factory=list)
+    max_model_len: int | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     url: str = ""
@@ -79,7 +81,7 @@ def chatting(script: Script) -> Iterator[Script]:
             elif self.path == "/version":
                 self.send_json(200, {"version": "0.23.0"})
             else:
-                self.send_json(200, {"data": [{"id": "m"}]})
+                self.send_json(200, {"data": [{"id": "m", "max_model_len": script.max_model_len}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -51,4 +51,8 @@ def test_the_steps_of_the_check_are_listed() -> None:
         "msmodelslim",
         "hubs",
         "wheel",
+        "aisbench",
+        "lmeval",
     ]
+    long = [line.split()[0] for line in ran.stdout.splitlines() if "Only with --all" in line]
+    assert long == ["aisbench", "lmeval"]

@@ -71,13 +71,13 @@ def evaluate(
     """
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.measuring import api_key, parse_settings, require_url, run_suite
-    from glmquant.suites.datafiles import FORMS
+    from glmquant.suites.datafiles import FORMS, read_data
     from glmquant.suites.task import Task
 
     is_known = dataset in FORMS
     task = Task(
         mode="accuracy",
-        dataset=dataset if is_known else Path(dataset).stem,
+        dataset=dataset if is_known else read_data(Path(dataset), dataset).dataset,
         data=None if is_known else Path(dataset),
         url=require_url(url),
         limit=limit,

@@ -112,11 +112,11 @@ def require_url(text: str) -> str:
 
     from glmquant.errors import UsageError
 
-    found = None
-    with suppress(ValueError):
+    is_address = False
+    with suppress(ValueError):  # a port that is no number
         found = urlsplit(text)
-        _ = found.port
-    if found is None or found.scheme not in ("http", "https") or not found.hostname:
+        is_address = found.port != 0 and found.scheme in ("http", "https") and bool(found.hostname)
+    if not is_address:
         raise UsageError(
             "that is no address of a server",
             expected="http://HOST:PORT, as vllm serve prints it at its start",

@@ -33,12 +33,14 @@ class Form:
         question: The field with the question.
         fields: All that an item needs, each a text that is not empty.
         files: What its file is called in a folder, best first.
+        published: How many items the published file has.
     """
 
     name: str
     question: str
     fields: tuple[str, ...]
     files: tuple[str, ...]
+    published: int
 
 
 _WRONG: Final = tuple(f"Incorrect Answer {number}" for number in (1, 2, 3))
@@ -46,18 +48,20 @@ _WRONG: Final = tuple(f"Incorrect Answer {number}" for number in (1, 2, 3))
 FORMS: Final = {
     form.name: form
     for form in (
-        Form("gsm8k", "question", ("question", "answer"), ("test.jsonl", "gsm8k/test.jsonl")),
+        Form("gsm8k", "question", ("question", "answer"), ("test.jsonl", "gsm8k/test.jsonl"), 1319),
         Form(
             "gpqa",
             "Question",
             ("Question", "Correct Answer", *_WRONG),
             ("gpqa_diamond.csv", "gpqa/gpqa_diamond.csv", "gpqa_diamond.jsonl"),
+            198,
         ),
         Form(
             "math500",
             "problem",
             ("problem", "answer"),
             ("test.jsonl", "math500.jsonl", "test_prm800k_500.jsonl", "test_prm800k_500.json"),
+            500,
         ),
     )
 }
@@ -79,6 +83,12 @@ class DataFile:
     form: Form
     items: tuple[dict[str, str], ...]
     examples: tuple[dict[str, str], ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        """The known data set, where there are as many items as it has; else the file's own name."""
+        is_whole = len(self.items) == self.form.published
+        return self.form.name if is_whole else self.path.stem
 
 
 def read_data(path: Path, dataset: str) -> DataFile:
