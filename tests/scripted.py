@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -44,6 +44,11 @@ class Scripted:
         script = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                is_asked = self.path == "/v1/models"
+                model = {"id": "glm", "root": "/nowhere/GLM", "max_model_len": 4096}
+                self.give(200 if is_asked else 404, {"data": [model]})
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with script._lock:
@@ -63,8 +68,9 @@ class Scripted:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with suppress(ConnectionError):  # whoever asked has given up
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

@@ -445,16 +445,37 @@ def test_the_genuine_counts_are_those_made_by_hand(
 
 
 @pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
+@pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_request_that_never_succeeds_is_no_wrong_answer(
-    genuine: Installed, tmp_path: Path, mark: None
+    genuine: Installed, tmp_path: Path, mark: None, concurrency: int
 ) -> None:
     server = Scripted({"How many": Reply("It is 18.", failures=[500] * 99)})
     with server.running():
         data = written(tmp_path / "d.jsonl", GSM8K)
-        task = task_of(data, url=server.url, settings={"retries": "2"})
-        assert run_call(prepare(task, genuine, tmp_path), tmp_path / "log") != 0
+        settings = {"retries": "2"}
+        more: dict[str, Any] = {
+            "concurrency": concurrency,
+            "settings": settings,
+            "api_key": "sk-secret",
+        }
+        call = prepare(task_of(data, url=server.url, **more), genuine, tmp_path)
+        log = tmp_path / "log"
+        assert run_call(call, log) != 0
+    assert "A request failed each time" in "".join(log.read_text().splitlines()[-7:])
+    assert "sk-secret" not in log.read_text()
     with pytest.raises(MeasureError):
-        read(task, genuine, tmp_path)
+        read(task_of(data, url=server.url), genuine, tmp_path)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
+def test_data_that_cannot_be_fetched_are_asked_for(
+    genuine: Installed, tmp_path: Path, mark: None
+) -> None:
+    call = prepare(task_of(None), genuine, tmp_path)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    log = tmp_path / "log"
+    assert run_call(replace(call, env={**call.env, **offline}), log) != 0
+    assert "name its file: --dataset FILE.jsonl" in log.read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from aiohttp import ClientError
+from datasets.exceptions import DatasetsError
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from requests import RequestException
 
 _prompt: ContextVar[str] = ContextVar("prompt")
 
@@ -95,7 +98,26 @@ def main() -> None:
         link.unlink()
     link.symlink_to(tasks)
     sys.argv = [str(work), *sys.argv[2:]]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except (ClientError, RequestException, TimeoutError) as error:
+        _give_up(
+            f"{type(error).__name__}: {error}",  # its repr has the headers, with the key
+            "A request failed each time that it was sent, so there is no figure. See what the",
+            "server says; --set retries=N sends it more often, --set timeout=SECONDS waits longer",
+        )
+    except (ConnectionError, DatasetsError) as error:
+        _give_up(
+            str(error),
+            "The data set could not be had from its hub. Where there is no way to it, or it wants",
+            "an account (as GPQA does), name its file: --dataset FILE.jsonl",
+        )
+
+
+def _give_up(*lines: str) -> None:
+    """Say why as the very last; requests that were on their way would be heard after it."""
+    logging.disable(logging.CRITICAL)
+    sys.exit("\n".join(lines))
 
 
 if __name__ == "__main__":
