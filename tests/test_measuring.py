@@ -94,6 +94,29 @@ def test_the_key_is_given_to_the_suite_and_is_in_no_file(tmp_path: Path) -> None
         assert path.is_dir() or KEY not in path.read_text()
 
 
+def test_a_key_that_the_suite_writes_down_is_taken_out_again(tmp_path: Path) -> None:
+    program = """
+    import os, sys
+    print(os.environ["SUITE_KEY"])
+    open("out", "w").write(f"Bearer {os.environ['SUITE_KEY']}!")
+    """
+    found = measure(suite(program), TASK, HERE, tmp_path, client=None)
+    assert (found.folder / "out").read_text() == "Bearer ***!"
+    failing = suite(textwrap.dedent(program) + "sys.exit(1)")
+    with pytest.raises(MeasureError) as caught:
+        measure(failing, TASK, HERE, tmp_path / "B", client=None)
+    assert KEY not in str(caught.value) and "***" in str(caught.value)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or KEY not in path.read_text()
+
+
+def test_what_a_suite_says_at_its_end_reaches_a_terminal_as_text(tmp_path: Path) -> None:
+    program = r"import sys; print('\x1b]0;title\x07'); sys.exit(1)"
+    with pytest.raises(MeasureError) as caught:
+        measure(suite(program), TASK, HERE, tmp_path, client=None)
+    assert "\x1b" not in str(caught.value) and r"\x1b]0;title" in str(caught.value)
+
+
 def test_what_belongs_to_our_python_does_not_reach_the_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

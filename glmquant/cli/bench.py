@@ -31,11 +31,11 @@ from glmquant.cli.measuring import measuring_options
 )
 @click.option(
     "--dataset",
-    metavar="random|prefix_repetition|gsm8k|PATH",
+    metavar="random|prefix_repetition|tutorial|gsm8k|PATH",
     default="random",
     show_default=True,
-    help="What is asked: made-up prompts, the tutorial's one long prefix (vllm), or questions "
-    "(aisbench).",
+    help="What is asked. vllm: made-up prompts, such with a beginning that they share, or the one "
+    "of 32,000 tokens of vllm-ascend's tutorial. aisbench: made-up prompts, or questions.",
 )
 @click.option(
     "--requests", type=click.IntRange(1), default=64, show_default=True, help="How many are sent."

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from glmquant.errors import MeasureError
+from glmquant.errors import EngineError, MeasureError
 from glmquant.results import RESULTS_DIR, Result
 from glmquant.runs import Drafts, Run, write_run
 from glmquant.runtime.client import Client
@@ -20,6 +20,7 @@ from glmquant.runtime.observed import Drafting
 from glmquant.significance import wilson_interval
 from glmquant.storage import writing
 from glmquant.suites.task import Call, Installed, Suite, Task
+from glmquant.survey import printable
 
 LOG_FILE: Final = "log"
 _FOLLOW_SECONDS: Final = 0.3
@@ -107,7 +108,7 @@ def measure(
     )
     folder = _make_folder(into, run)
     call = suite.prepare(task, installed, folder)
-    before = client.drafting() if client else None
+    before = _counters(client)
     listener = listener or Listener()
     listener.begin(folder, call.words)
     log = folder / LOG_FILE
@@ -115,11 +116,13 @@ def measure(
         with _following(log, listener):
             run_logged(call.words, log, _environment(call), folder)
     except CommandError as error:
-        raise _failed(suite, error, log) from error
-    after = client.drafting() if client else None
+        raise _failed(suite, error, log, call) from error
+    finally:
+        _mask(folder, call)
+    drafts = _drafts(before, _counters(client))
     measured = suite.read(task, installed, folder)
-    drafts = _drafts(before, after)
-    figures = (*measured.results, *_acceptance(drafts))
+    acceptance = _acceptance(drafts)
+    figures = (*_without_acceptance(measured.results, acceptance), *acceptance)
     run = run.model_copy(
         update={
             "results": figures,
@@ -198,9 +201,33 @@ def _following(log: Path, listener: Listener) -> Iterator[None]:
         thread.join()
 
 
-def _failed(suite: Suite, error: CommandError, log: Path) -> MeasureError:
+def _counters(client: Client | None) -> Drafting | None:
+    """What was drafted so far; None behind a proxy that knows no counters, too."""
+    with suppress(EngineError):
+        return client.drafting() if client else None
+    return None
+
+
+def _mask(folder: Path, call: Call) -> None:
+    """Take the key out of what the suite wrote: some log the headers of a request that failed."""
+    secrets = [text.encode() for text in call.secrets.values() if text]
+    for path in folder.rglob("*") if secrets else ():
+        with writing(path):
+            if not path.is_file() or path.is_symlink():
+                continue
+            data = masked = path.read_bytes()
+            for secret in secrets:
+                masked = masked.replace(secret, b"***")
+            if masked != data:
+                path.write_bytes(masked)
+
+
+def _failed(suite: Suite, error: CommandError, log: Path, call: Call) -> MeasureError:
     ended = f"signal {-error.code}" if error.code < 0 else f"exit code {error.code}"
-    tail = error.tail.replace("\n", "\n            ")
+    tail = error.tail
+    for secret in filter(None, call.secrets.values()):
+        tail = tail.replace(secret, "***")
+    tail = "\n            ".join(printable(line, 300) for line in tail.splitlines())
     return MeasureError(
         f"{suite.title} failed",
         where=f"log {log}",
@@ -221,6 +248,15 @@ def _drafts(before: Drafting | None, after: Drafting | None) -> Drafts | None:
         accepted=after.accepted - before.accepted,
         by_position=tuple(late - early for late, early in places),
     )
+
+
+def _without_acceptance(
+    results: tuple[Result, ...], acceptance: tuple[Result, ...]
+) -> tuple[Result, ...]:
+    """The same counters are told once: by us, under one name for all suites."""
+    if not acceptance:
+        return results
+    return tuple(each for each in results if each.metric != acceptance[0].metric)
 
 
 def _acceptance(drafts: Drafts | None) -> tuple[Result, ...]:
