@@ -98,3 +98,26 @@ def test_answers_longer_than_the_server_takes_are_cut_and_said(
     assert ran.exit_code == 0, ran.stderr
     assert "answers are cut at 500 tokens" in ran.stdout
     assert [body["max_tokens"] for body in script.bodies] == [500]
+
+
+def test_a_known_data_set_stands_beside_what_others_have_published(
+    tmp_path: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMQUANT_SUITES_HOME", str(HOME))
+    monkeypatch.chdir(tmp_path)
+    if find_own(SUITES["aisbench"]) is None:
+        pytest.skip("`tools/check aisbench` makes it")
+    folder = tmp_path / "ais_bench/datasets/gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    monkeypatch.setenv("AIS_BENCH_DATASETS_CACHE", str(tmp_path))
+    with chatting(Script(REPLIES)) as script:
+        ran = glmquant("eval", script.url, "--dataset", "gsm8k")
+    assert ran.exit_code == 0, ran.stderr
+    rows = ran.stdout.splitlines()
+    place = next(place for place, row in enumerate(rows) if row.startswith("  gsm8k accuracy"))
+    npu, gpu = rows[place + 1], rows[place + 2]
+    assert "GLM-4.6-W8A8, one Atlas 800 A3" in npu and "96.13 %" in npu and "1,319" in npu
+    assert "GPU" in gpu and "96.06 %" in gpu
+    # Three of four, beside 1,268 of 1,319.
+    assert "no difference shown" in npu
