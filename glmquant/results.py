@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, Strict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    Strict,
+    ValidationError,
+    field_validator,
+)
 
 from glmquant.storage import STATE_DIR
 
@@ -29,7 +38,21 @@ EXPECTED: Final = (("gsm8k", "accuracy"), ("GPQA diamond", "accuracy"), ("MTP", 
 _SHARED: Final = ("suite", "dataset", "engine", "machine", "date")
 """What a run says for all its results."""
 
+_DETAILS: Final = (" p99", " median")
+_ASIDE: Final = ("ITL", "input tokens", "output tokens", "acceptance length")
+"""What a run tells of a load beside what a reader of a page asks for."""
+
 _MAX_NBYTES: Final = 100_000_000
+
+
+def _as_utf8(told: Any) -> Any:
+    """Half a surrogate pair, which JSON can spell and no file can hold, as its number."""
+    return told.encode(errors="backslashreplace").decode() if isinstance(told, str) else told
+
+
+Text = Annotated[str, BeforeValidator(_as_utf8)]
+Figure = Annotated[FiniteFloat, Field(ge=-1e15, le=1e15)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
 class Result(BaseModel):
@@ -50,24 +73,31 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    dataset: str
-    metric: str
-    value: Annotated[FiniteFloat, Strict()]
-    suite: str = ""
-    unit: str = ""
-    items: int | None = None
-    interval: tuple[FiniteFloat, FiniteFloat] | None = None
-    engine: str = ""
-    machine: str = ""
-    date: str = ""
+    dataset: Text
+    metric: Text
+    value: Annotated[Figure, Strict()]
+    suite: Text = ""
+    unit: Text = ""
+    items: Count | None = None
+    interval: tuple[Figure, Figure] | None = None
+    engine: Text = ""
+    machine: Text = ""
+    date: Text = ""
+
+    @field_validator("interval")
+    @classmethod
+    def _is_ordered(cls, found: tuple[float, float] | None) -> tuple[float, float] | None:
+        if found is not None and found[0] > found[1]:
+            raise ValueError("its first end is the larger one")
+        return found
 
     @property
     def value_text(self) -> str:
-        """``95.8 %``, with its interval in brackets."""
+        """``95.8 %, 94.6 to 96.8``: with its interval, where it has one."""
         text = f"{figure_text(self.value)} {self.unit}".rstrip()
         if self.interval is not None:
             low, high = map(figure_text, self.interval)
-            text += f" [{low}, {high}]"
+            text += f", {low} to {high}"
         return text
 
     @property
@@ -95,13 +125,19 @@ class Results:
     notes: tuple[str, ...]
 
     @property
-    def newest(self) -> tuple[Result, ...]:
-        """Of each figure that was measured more than once in the same way, the last."""
-        last = {
-            (each.suite, each.dataset, each.metric, each.engine, each.machine): each
-            for each in sorted(self.found, key=lambda each: each.date)
-        }
-        return tuple(each for each in self.found if each in last.values())
+    def shown(self) -> tuple[Result, ...]:
+        """What a page shows: no tails and gaps, and each figure once.
+
+        Of one that was measured more than once in the same way it is that of the most items, and of
+        those the last: five questions asked for a trial are no news of 1,319.
+        """
+        best: dict[tuple[str, ...], Result] = {}
+        for each in sorted(self.found, key=lambda each: (each.items or 0, each.date)):
+            if not each.metric.endswith(_DETAILS) and not each.metric.startswith(_ASIDE):
+                key = (each.suite, each.dataset, each.metric, each.engine, each.machine)
+                best[key] = each
+        kept = {id(each) for each in best.values()}
+        return tuple(each for each in self.found if id(each) in kept)
 
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
@@ -147,12 +183,31 @@ def _told(told: Any) -> list[Any]:
     shared = {name: told[name] for name in _SHARED if isinstance(told.get(name), str)}
     if version := told.get("suite_version"):
         shared["suite"] = f"{shared.get('suite', '')} {version}".strip()
+    load = _load_of(told)
     return [
-        {**each, **{name: text for name, text in shared.items() if not each.get(name)}}
-        if isinstance(each, dict)
-        else each
+        _with_run(each, shared, load) if isinstance(each, dict) else each
         for each in told["results"]
     ]
+
+
+def _with_run(result: dict[str, Any], shared: dict[str, str], load: str) -> dict[str, Any]:
+    """A result that says what its run was of."""
+    whole = {**result, **{name: text for name, text in shared.items() if not result.get(name)}}
+    if whole.get("dataset") != shared.get("dataset"):  # drafts, whatever was asked
+        whole["suite"] = f"{whole.get('suite', '')} on {shared.get('dataset', '')}{load}"
+    elif load:
+        whole["dataset"] = f"{whole['dataset']}{load}"
+    return whole
+
+
+def _load_of(run: dict[str, Any]) -> str:
+    """``, serve, 1024 + 1024 tokens, 16 at once``; nothing where answers were measured."""
+    settings = run.get("settings")
+    mode = run.get("mode")
+    if mode in (None, "accuracy") or not isinstance(settings, dict):
+        return ""
+    lengths = f"{settings.get('input_len')} + {settings.get('output_len')} tokens"
+    return f", {mode}, {lengths}, {settings.get('concurrency')} at once"
 
 
 def _add(told: Any, found: list[Result]) -> str | None:

@@ -11,17 +11,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glmquant.errors import MeasureError
-from glmquant.results import RESULTS_DIR, Result
+from glmquant.results import RESULTS_DIR, Count, Figure, Result, Text
 from glmquant.storage import reading, writing
+from glmquant.survey import printable
 
 FORMAT: Final = "glmquant-run-1"
 MAX_NBYTES: Final = 100_000_000
 
 Mode = Literal["accuracy", "serve", "latency", "throughput"]
-Number = Annotated[FiniteFloat, Field(strict=True)]
+Number = Annotated[Figure, Field(strict=True)]
 
 
 class Item(BaseModel):
@@ -38,10 +39,10 @@ class Item(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: Text
     correct: bool
-    answer: str = ""
-    expected: str = ""
+    answer: Text = ""
+    expected: Text = ""
     is_cut: bool = False
 
 
@@ -50,10 +51,10 @@ class Drafts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    drafts: int
-    draft_tokens: int
-    accepted: int
-    by_position: tuple[int, ...] = ()
+    drafts: Count
+    draft_tokens: Count
+    accepted: Count
+    by_position: tuple[Count, ...] = ()
 
 
 class Run(BaseModel):
@@ -79,15 +80,15 @@ class Run(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["glmquant-run-1"] = FORMAT
-    suite: str
-    suite_version: str = ""
+    suite: Text
+    suite_version: Text = ""
     mode: Mode
-    dataset: str
-    date: str
-    model: str = ""
-    engine: str = ""
-    machine: str = ""
-    settings: dict[str, str | int | float | bool | None] = {}
+    dataset: Text
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    model: Text = ""
+    engine: Text = ""
+    machine: Text = ""
+    settings: dict[str, Text | int | float | bool | None] = {}
     results: tuple[Result, ...]
     items: tuple[Item, ...] = ()
     samples: dict[str, tuple[Number, ...]] = {}
@@ -160,8 +161,10 @@ def find_runs(folder: Path) -> tuple[Path, ...]:
 
 def _is_run(path: Path) -> bool:
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
-            return path.is_file() and FORMAT.encode() in file.read(200)
+            return FORMAT.encode() in file.read(200)
     except OSError:
         return False
 
@@ -169,8 +172,8 @@ def _is_run(path: Path) -> bool:
 def _no_run(path: Path, found: str) -> MeasureError:
     return MeasureError(
         "a file holds no run",
-        where=str(path),
+        where=printable(str(path), 300),
         expected=f"a file that bench or eval wrote ({FORMAT})",
-        found=found[:300],
+        found=printable(found, 300),
         hint=f"ls {RESULTS_DIR} in the checkpoint's folder",
     )

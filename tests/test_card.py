@@ -229,7 +229,7 @@ def test_results_take_the_place_of_what_is_not_measured(output: Path, glmquant: 
         "items": 1319,
         "interval": [94.6, 96.8],
         "engine": "vllm-ascend 0.23.0",
-        "machine": "Atlas `800` \\| <b>A3</b> & more",
+        "machine": "Atlas `800` \\| <b>A3</b> & [more](x)",
         "date": "2026-08-22",
         "unknown": [1],
     }
@@ -247,9 +247,9 @@ def test_results_take_the_place_of_what_is_not_measured(output: Path, glmquant: 
     ]
     assert [[cell.strip() for cell in row] for row in told[1:]] == [
         [
-            *("GSM8K", "accuracy", "95.8 % [94.6, 96.8]"),
+            *("GSM8K", "accuracy", "95.8 %, 94.6 to 96.8"),
             "AISBench, 1,319 items, vllm-ascend 0.23.0, Atlas &#96;800&#96; \\&#124; "
-            "&#60;b&#62;A3&#60;/b&#62; &#38; more, 2026-08-22",
+            "&#60;b&#62;A3&#60;/b&#62; &#38; &#91;more&#93;(x), 2026-08-22",
         ],
         ["MTP", "acceptance rate", "0.91", ""],
         ["GPQA diamond", "accuracy", "not measured", ""],

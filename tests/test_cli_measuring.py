@@ -30,6 +30,8 @@ def no_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["eval", "127.0.0.1:8000"], "no address of a server"),
         (["eval", "ftp://host"], "no address of a server"),
         (["eval", "http://host:port"], "no address of a server"),
+        (["eval", "http://me:secret@host:80"], "holds a user or a password"),
+        (["eval", URL, "--dataset", ""], "no such data set"),
         (["eval", URL, "--set", "temperature"], "NAME=VALUE"),
         (["eval", URL, "--set", "a=1", "--set", "a=2"], "each option once"),
         (["eval", URL, "--suite", "vllm"], "Invalid value"),
@@ -37,8 +39,8 @@ def no_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["eval", URL, "--python", "/nowhere/python"], "names no interpreter"),
         (["eval", URL, "--checkpoint", "nowhere"], "no such folder"),
         (["bench", URL, "--checkpoint", "."], "a folder without it"),
-        (["bench", URL, "--mode", "latency"], "--mode latency measures something else"),
-        (["bench", "GLM", "--mode", "serve"], "--mode serve measures something else"),
+        (["bench", URL, "--mode", "latency"], "--mode latency wants a folder"),
+        (["bench", "GLM", "--mode", "serve"], "--mode serve wants a server"),
         (["bench", "GLM", "--checkpoint", "GLM"], "--checkpoint is DIR itself"),
         (["bench", "GLM", "--suite", "aisbench"], "does not measure that"),
         (["bench", "nowhere"], "no such folder"),
@@ -93,8 +95,8 @@ def test_data_that_cannot_be_read_are_said_before_anybody_is_asked(
 ) -> None:
     (tmp_path / "x.jsonl").write_text('{"prompt": "How many?"}\n')
     with chatting(Script({})) as script:
-        for name in ("x.jsonl", "nowhere.jsonl"):
+        for name, code in (("x.jsonl", 1), ("nowhere.jsonl", 2)):
             ran = glmquant("eval", script.url, "--dataset", tmp_path / name)
-            assert ran.exit_code == 1
+            assert ran.exit_code == code
             assert name in ran.stderr
         assert script.bodies == []

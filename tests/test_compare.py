@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glmquant.errors import MeasureError
 from glmquant.results import Result, read_results
 from glmquant.runs import Item, Run, find_runs, read_run, write_run
-from glmquant.suites.compare import compare_runs
+from glmquant.suites.compare import compare_runs, pair_runs
 from tests.conftest import Ran
 from tests.runs import a_run
 
@@ -51,7 +53,7 @@ def test_what_a_run_measured_is_a_result_of_the_checkpoint(tmp_path: Path) -> No
     results = read_results(tmp_path)
     assert results.notes == ()
     assert [result.value for result in results.found] == [90, 80]
-    (newest,) = results.newest
+    (newest,) = results.shown
     assert newest.value == 80
     assert newest.how == ("aisbench 3.1, 10 items, vLLM 0.23.0, Atlas 800 A3, 2026-08-23T00:00:00Z")
 
@@ -91,7 +93,7 @@ def test_questions_that_only_one_has_are_left_out_and_said() -> None:
     found = compare_runs(a_run(9, 10), a_run(9, 20))
     (row,) = found.rows
     assert row.items == (10,)
-    assert "accuracy: only the 10 items that both have are compared, of 10 and 20" in found.notes
+    assert "accuracy: B - A is of the 10 items that both have, of 10 and 20" in found.notes
 
 
 def test_requests_are_compared_by_their_times_and_single_figures_are_not_judged() -> None:
@@ -116,8 +118,8 @@ def test_what_else_differs_is_said() -> None:
     cut = b.items[0].model_copy(update={"is_cut": True})
     b = b.model_copy(update={"items": (cut, *b.items[1:])})
     assert compare_runs(a, b).notes == (
-        "another engine: vLLM 0.23.0 and vLLM 0.30.0",
-        "another max_out_len: 512 and 32768",
+        "engine: vLLM 0.23.0 and vLLM 0.30.0",
+        "max_out_len: 512 and 32768",
         "B has 1 answers that were cut: they say little of the model",
     )
 
@@ -167,3 +169,123 @@ def test_a_name_that_is_nowhere_is_wrong_usage(tmp_path: Path, glmquant: Runner)
     ran = glmquant("compare", tmp_path, tmp_path)
     assert ran.exit_code == 1
     assert "nothing that both have measured" in ran.stderr
+
+
+def test_a_trial_of_a_few_items_takes_no_ones_place(tmp_path: Path) -> None:
+    full = a_run(1268, 1319)
+    write_run(tmp_path, full)
+    write_run(tmp_path, a_run(3, 5, date="2026-08-23T00:00:00Z"))
+    assert [result.items for result in read_results(tmp_path).shown] == [1319]
+    ((one, other),), notes = pair_runs(tmp_path, tmp_path)
+    assert one == other == full and notes == ()
+    assert compare_runs(one, other).notes == ("A and B are the same run",)
+
+
+def test_a_torn_run_is_left_out_and_the_others_are_compared(
+    tmp_path: Path, glmquant: Runner
+) -> None:
+    write_run(tmp_path, a_run(9, 10))
+    results = tmp_path / ".glmquant/results"
+    (results / "torn.json").write_text('{"format":"glmquant-run-1",')
+    os.mkfifo(results / "pipe.json")
+    ran = glmquant("compare", tmp_path, tmp_path)
+    assert ran.exit_code == 0
+    assert "note: torn.json is left out: no JSON" in ran.stderr
+
+
+def test_questions_whose_answer_was_changed_are_no_pair() -> None:
+    items = tuple(
+        Item(name=f"question-{place}", correct=place < 9, expected=f"#### {place:,}")
+        for place in range(10)
+    )
+    a = a_run(9, 10, items=items)
+    changed = items[0].model_copy(update={"expected": "77"})
+    written_otherwise = items[1].model_copy(update={"expected": "1"})
+    found = compare_runs(a, a_run(9, 10, items=(changed, written_otherwise, *items[2:])))
+    (row,) = found.rows
+    assert row.items == (9,)
+    assert (
+        "1 questions have another answer in B's data than in A's, and are left out" in found.notes
+    )
+
+
+def test_failed_requests_are_compared_by_their_counts_and_gaps_not_at_all() -> None:
+    def run(failed: int, date: str) -> Run:
+        load = latency(date, (1.0, 2.0, 3.0))
+        more = (
+            Result(dataset="random", metric="failed requests", value=failed, items=64),
+            Result(dataset="random", metric="ITL mean", value=9.0, unit="ms"),
+        )
+        return load.model_copy(
+            update={"results": (*load.results, *more), "samples": {"ITL": (1.0,) * 200_000}}
+        )
+
+    a, b = run(0, "2026-01-01T00:00:00Z"), run(60, "2026-01-02T00:00:00Z")
+    rows = {row.metric: row for row in compare_runs(a, b).rows}
+    assert rows["failed requests"].verdict == "B is worse"
+    assert rows["ITL mean"].verdict == "not judged: gaps within an answer go together"
+
+
+def test_acceptance_on_other_prompts_is_not_compared() -> None:
+    drafts = Result(dataset="MTP", metric="acceptance rate", value=50, unit="%", items=900)
+    a = a_run(9, 10, results=(drafts,))
+    b = a_run(9, 10, results=(drafts,), dataset="math500")
+    (row,) = compare_runs(a, b).rows
+    assert row.verdict == "not judged: of other prompts"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": -5},
+        {"items": 10**400},
+        {"value": 1e308},
+        {"interval": [3, 1]},
+        {"value": None},
+    ],
+)
+def test_figures_that_can_be_none_are_refused(
+    change: dict[str, Any], tmp_path: Path, glmquant: Runner
+) -> None:
+    path = write_run(tmp_path, a_run(9, 10))
+    told = json.loads(path.read_text())
+    told["results"][0].update(change)
+    path.write_text(json.dumps(told))
+    ran = glmquant("compare", path, path)
+    assert ran.exit_code == 1
+    assert "a file holds no run" in ran.stderr
+    (note,) = read_results(tmp_path).notes
+    assert "left out" in note
+
+
+def test_texts_that_no_file_can_hold_are_kept_as_their_numbers(tmp_path: Path) -> None:
+    cut = Item(name="a", correct=True, answer="\ud800")
+    run = a_run(1, 1, model="b\udcff", machine="\ud800", items=(cut,))
+    found = read_run(write_run(tmp_path, run))
+    assert (found.model, found.machine, found.items[0].answer) == ("b\\udcff", "\\ud800", "\\ud800")
+
+
+def test_what_a_file_says_reaches_a_terminal_as_text(tmp_path: Path, glmquant: Runner) -> None:
+    path = write_run(tmp_path, a_run(9, 10))
+    told = json.loads(path.read_text())
+    told["\x1b[31m"] = 1
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(told))
+    ran = glmquant("compare", path, bad)
+    assert ran.exit_code == 1
+    assert "\x1b" not in ran.stderr
+
+
+def test_a_page_shows_a_load_with_its_lengths_and_no_tails(tmp_path: Path) -> None:
+    settings = {"input_len": 128, "output_len": 64, "concurrency": 4}
+    run = latency("2026-01-01T00:00:00Z", (1.0, 2.0))
+    drafts = Result(dataset="MTP", metric="acceptance rate", value=50, unit="%", items=900)
+    write_run(
+        tmp_path,
+        run.model_copy(update={"settings": settings, "results": (*run.results, drafts)}),
+    )
+    shown = {each.metric: each for each in read_results(tmp_path).shown}
+    assert set(shown) == {"TTFT mean", "output throughput", "acceptance rate"}
+    assert shown["TTFT mean"].dataset == "random, serve, 128 + 64 tokens, 4 at once"
+    assert shown["acceptance rate"].dataset == "MTP"
+    assert shown["acceptance rate"].suite.startswith("vllm 3.1 on random, serve")

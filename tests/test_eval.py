@@ -75,8 +75,8 @@ def test_one_command_counts_keeps_and_shows(
     for path in (folder / ".glmquant").rglob("*"):
         assert path.is_dir() or b"sk-secret" not in path.read_bytes()
     page = glmquant("card", folder, "--print")
-    assert "| mine | accuracy | 75 % [" in page.stdout
-    assert "| MTP | acceptance rate | 75 % [" in page.stdout
+    assert "| mine | accuracy | 75 %, " in page.stdout
+    assert "| MTP | acceptance rate | 75 %, " in page.stdout
     assert glmquant("compare", kept, kept).exit_code == 0
 
 

@@ -118,7 +118,7 @@ def test_what_is_neither_here_nor_known_is_refused(hub: Hub) -> None:
     ran = run_glmquant("plan", "GLM-9")
     assert (ran.exit_code, "no such source" in ran.stderr) == (2, True)
     ran = run_glmquant("inspect", "hf:GLM-9")
-    assert (ran.exit_code, "hub:owner/name" in ran.stderr) == (2, True)
+    assert (ran.exit_code, "hf:OWNER/NAME" in ran.stderr) == (2, True)
     ran = run_glmquant("plan", "glm-4.7-flash")
     assert ran.exit_code == 2
     assert hub.log == []

@@ -17,8 +17,8 @@ import pytest
 
 from glmquant.errors import MeasureError
 from glmquant.results import Result, read_results
-from glmquant.runs import read_run
-from glmquant.runtime.client import Client
+from glmquant.runs import find_runs, read_run
+from glmquant.runtime.client import Client, remote_failure
 from glmquant.suites.references import difference_from, references_of
 from glmquant.suites.run import Listener, measure
 from glmquant.suites.task import Call, Installed, Measured, Suite, Task
@@ -77,13 +77,39 @@ def test_a_run_has_its_figures_its_settings_and_what_was_drafted(tmp_path: Path)
     assert found.notes == ("one note",)
 
 
-@pytest.mark.parametrize("steps", [[None, None], [(5, 5), (5, 5)], [(500, 400), (3, 2)]])
-def test_no_acceptance_is_told_where_nothing_was_counted(
-    tmp_path: Path, steps: list[tuple[int, int] | None]
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ([None, None], None),
+        ([(5, 5), (5, 5)], None),
+        ([(500, 400), (3, 2)], "the server began anew"),
+        ([(10, 9), (30, 2)], "the server began anew"),
+        ([(10, 9), None], "cannot be read any more"),
+    ],
+)
+def test_no_acceptance_is_told_where_nothing_can_be_counted(
+    tmp_path: Path, steps: list[tuple[int, int] | None], why: str | None
 ) -> None:
     with counting(steps) as client:
         found = measure(suite("pass"), TASK, HERE, tmp_path, client=client)
     assert [each.dataset for each in found.run.results] == ["gsm8k"]
+    assert (why or "") in " ".join(found.notes)
+    assert len(found.notes) == (1 if why is None else 2)
+
+
+def test_a_server_that_has_gone_at_the_end_loses_no_figure(tmp_path: Path) -> None:
+    with counting([(10, 9)]) as client:
+        before = client.drafting()
+    assert before is not None
+    gone = Client(client.url, remote_failure(client.url), answer_seconds=2)
+    found = measure(suite("pass"), TASK, HERE, tmp_path, client=gone)
+    assert [each.dataset for each in found.run.results] == ["gsm8k"]
+
+
+def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path) -> None:
+    runs = [measure(suite("pass"), TASK, HERE, tmp_path, client=None) for _ in range(3)]
+    assert len({found.path for found in runs}) == len({found.folder for found in runs}) == 3
+    assert len(find_runs(tmp_path)) == 3
 
 
 def test_the_key_is_given_to_the_suite_and_is_in_no_file(tmp_path: Path) -> None:
@@ -159,7 +185,12 @@ def test_a_suite_ends_with_who_started_it(tmp_path: Path) -> None:
     from pathlib import Path
     from glmquant.suites.run import measure
     from tests.test_measuring import HERE, TASK, suite
-    program = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    program = (
+        "import os, subprocess, sys, time\\n"
+        "each = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+        " start_new_session=True)\\n"
+        "open('pid', 'w').write(f'{{os.getpid()}} {{each.pid}}'); time.sleep(600)"
+    )
     measure(suite(program), TASK, HERE, Path({str(tmp_path)!r}), client=None)
     """
     ours = subprocess.Popen(
@@ -169,10 +200,11 @@ def test_a_suite_ends_with_who_started_it(tmp_path: Path) -> None:
     while not (pids := [path for path in results.glob("*/pid") if path.read_text()]):
         assert ours.poll() is None
         time.sleep(0.05)
-    pid = int(pids[0].read_text())
+    begun = [int(pid) for pid in pids[0].read_text().split()]
     ours.send_signal(signal.SIGKILL)
     ours.wait()
-    while _is_alive(pid):
+    assert len(begun) == 2
+    while any(map(_is_alive, begun)):
         time.sleep(0.05)
 
 

@@ -256,7 +256,7 @@ def test_a_folder_with_a_strange_name_is_named_as_one_types_it(
     shutil.copytree(weights, strange)
     ran = glmquant("serve", "--machine", "a3", "--", strange.name)
     assert f"vllm serve '{strange}' \\" in ran.stdout
-    assert "when it answers: glmquant verify './-my weights' --url" in ran.stderr
+    assert "then: glmquant verify './-my weights' --url" in ran.stderr
     build_checkpoint(tmp_path / "-bf16")
     ran = glmquant("serve", "--machine", "a3", "--", "-bf16")
     assert f"hint:     glmquant w8a8 {tmp_path / '-bf16'}" in ran.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import product
+from statistics import stdev
 
 import pytest
 
@@ -95,3 +96,23 @@ def test_means_are_compared_by_permuting_and_the_same_each_time() -> None:
 def test_a_permutation_test_of_few_values_has_the_p_value_of_counting_them() -> None:
     # 3 against 3: of 20 ways to part them, 2 are as far apart.
     assert compare_means([1, 2, 3], [4, 5, 6]).p_value == pytest.approx(0.1, abs=0.01)
+
+
+def test_many_values_are_compared_by_welchs_test() -> None:
+    draw = random.Random(7)
+    a = [draw.expovariate(1) for _ in range(60_000)]
+    b = [draw.expovariate(1) * 1.02 for _ in range(60_000)]
+    found = compare_means(a, b)
+    assert found.test == "Welch's test"
+    error = math.hypot(stdev(a), stdev(b)) / math.sqrt(60_000)
+    half = 1.959964 * error
+    assert found.interval == pytest.approx((found.value - half, found.value + half))
+    assert found.p_value == pytest.approx(math.erfc(found.value / error / math.sqrt(2)), rel=1e-6)
+    assert compare_means([1.0] * 200, [1.0] * 200).p_value == 1
+    assert compare_means([1.0] * 200, [2.0] * 200).p_value == 0
+
+
+def test_a_few_of_one_are_compared_with_very_many_of_the_other_exactly() -> None:
+    found = compare_shares(0, 99_999, 1, 2)
+    assert found.test == "Fisher's exact test"
+    assert found.p_value == pytest.approx(2 / 100_001, rel=1e-6)

@@ -44,7 +44,9 @@ class _Commands(click.Group):
         except GlmquantError as error:
             _fail(ctx, error)
         except KeyboardInterrupt:
-            click.echo("interrupted: the same command goes on where this one stopped", err=True)
+            starts_anew = ctx.meta.get("glmquant.starts_anew")
+            then = "starts anew" if starts_anew else "goes on where this one stopped"
+            click.echo(f"interrupted: the same command {then}", err=True)
             if ctx.meta.get("glmquant.json"):
                 emit("interrupted")
             ctx.exit(130)

@@ -83,7 +83,8 @@ def bench(
     glmquant compare holds two runs against each other.
     """
     ctx.meta["glmquant.json"] = as_json
-    from glmquant.cli.measuring import api_key, parse_settings, require_url, run_suite
+    from glmquant.cli.addresses import checked_url
+    from glmquant.cli.measuring import api_key, parse_settings, run_suite
     from glmquant.errors import UsageError
     from glmquant.suites.task import Task
 
@@ -91,7 +92,8 @@ def bench(
     chosen = mode or ("serve" if is_url else "throughput")
     if is_url != (chosen == "serve"):
         raise UsageError(
-            f"--mode {chosen} measures something else",
+            f"--mode {chosen} wants " + ("a server" if chosen == "serve" else "a folder"),
+            where="--mode",
             expected="a server's URL" if chosen == "serve" else "a checkpoint's folder",
             found=target,
             hint="serve wants http://HOST:PORT, latency and throughput want DIR",
@@ -103,7 +105,7 @@ def bench(
         mode=chosen,  # type: ignore[arg-type]
         dataset=Path(dataset).stem if is_file else dataset,
         data=Path(dataset) if is_file else None,
-        url=require_url(target) if is_url else None,
+        url=checked_url(target, "bench") if is_url else None,
         concurrency=concurrency,
         requests=requests,
         input_len=input_len,

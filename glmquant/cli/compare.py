@@ -37,6 +37,7 @@ def compare(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
     from glmquant.cli.progress import emit
     from glmquant.errors import UsageError
     from glmquant.suites.compare import compare_runs, pair_runs
+    from glmquant.survey import printable
 
     for path in (a, b):
         if not path.exists():
@@ -46,7 +47,11 @@ def compare(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
                 expected="a run's file, or a folder with .glmquant/results",
                 hint="glmquant eval URL --checkpoint DIR writes one",
             )
-    for one, other in pair_runs(a, b):
+    ctx.meta["glmquant.starts_anew"] = True
+    pairs, left_out = pair_runs(a, b)
+    for note in left_out:
+        click.echo(f"note: {printable(note, 300)}", err=True)
+    for one, other in pairs:
         found = compare_runs(one, other)
         if as_json:
             emit(

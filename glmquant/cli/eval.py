@@ -70,16 +70,26 @@ def evaluate(
     glmquant compare holds two runs against each other.
     """
     ctx.meta["glmquant.json"] = as_json
-    from glmquant.cli.measuring import api_key, parse_settings, require_url, run_suite
+    from glmquant.cli.addresses import checked_url
+    from glmquant.cli.measuring import api_key, parse_settings, run_suite
+    from glmquant.errors import UsageError
     from glmquant.suites.datafiles import FORMS, read_data
     from glmquant.suites.task import Task
 
     is_known = dataset in FORMS
+    if not is_known and not (dataset and Path(dataset).exists()):
+        raise UsageError(
+            "there is no such data set and no such file",
+            where="--dataset",
+            expected=f"{', '.join(FORMS)}, or a file",
+            found=dataset or "nothing",
+            hint="--dataset FILE.jsonl, in the form of one of the three",
+        )
     task = Task(
         mode="accuracy",
         dataset=dataset if is_known else read_data(Path(dataset), dataset).dataset,
         data=None if is_known else Path(dataset),
-        url=require_url(url),
+        url=checked_url(url, "eval"),
         limit=limit,
         max_out_len=max_out_len,
         concurrency=concurrency,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from glmquant.cli.figures import show_run
 from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
-    from glmquant.results import Result
     from glmquant.runtime.client import Client
     from glmquant.suites.run import Finished, Listener
     from glmquant.suites.task import Installed, Suite, Task
@@ -102,29 +102,6 @@ def parse_settings(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def require_url(text: str) -> str:
-    """A server's address, without ``/v1``.
-
-    Raises:
-        UsageError: It is none.
-    """
-    from urllib.parse import urlsplit
-
-    from glmquant.errors import UsageError
-
-    is_address = False
-    with suppress(ValueError):  # a port that is no number
-        found = urlsplit(text)
-        is_address = found.port != 0 and found.scheme in ("http", "https") and bool(found.hostname)
-    if not is_address:
-        raise UsageError(
-            "that is no address of a server",
-            expected="http://HOST:PORT, as vllm serve prints it at its start",
-            found=text,
-        )
-    return text.rstrip("/").removesuffix("/v1")
-
-
 def run_suite(
     ctx: click.Context,
     suite_name: str,
@@ -160,15 +137,17 @@ def run_suite(
     from glmquant.suites.finding import find
     from glmquant.suites.known import SUITES
 
+    ctx.meta["glmquant.starts_anew"] = True
     suite = SUITES[suite_name]
     if task.mode not in suite.modes:
         raise UsageError(
             f"{suite.title} does not measure that",
-            expected=f"one of {', '.join(suite.modes)}",
+            where="--mode",
+            expected=" or ".join(mode for mode in suite.modes if mode != "accuracy"),
             found=task.mode,
+            hint="a folder is measured by --suite vllm; AISBench wants the URL of a server",
         )
-    folder = _checkpoint(checkpoint)
-    task = replace(task, folder=folder)
+    task = replace(task, folder=_checkpoint(checkpoint))
     if dry_run:
         _echo_dry_run(suite, task, find(suite, python), as_json)
         return
@@ -182,7 +161,9 @@ def run_suite(
     finally:
         if client is not None:
             client.close()
-    _show(finished, [*notes, *finished.notes], as_json)
+    if task.mode in ("latency", "throughput") and not task.settings.get("speculative_tokens"):
+        notes.append("nothing was drafted: --set speculative_tokens=1 runs it with its MTP layer")
+    show_run(finished, [*notes, *finished.notes], as_json)
 
 
 def _checkpoint(named: Path | None) -> Path | None:
@@ -234,16 +215,55 @@ def _client(task: Task) -> Client | None:
 
 def _ask_server(ctx: click.Context, client: Client, task: Task, notes: list[str]) -> Task:
     """Name, folder and room as the server says them."""
+    model = client.model
+    task = replace(task, model=model.name, folder=task.folder or _root(model.root))
+    if not model.max_model_len:
+        return task
+    if task.mode == "accuracy":
+        return _with_room(ctx, task, model.max_model_len, notes)
+    if task.data is None and task.dataset == "random":
+        _require_room(task, model.max_model_len)
+    return task
+
+
+def _root(told: str) -> Path | None:
+    """The folder that a server names, where it is a checkpoint on this machine."""
+    with suppress(OSError, ValueError):  # a name that no file can have
+        if told and (Path(told) / "config.json").is_file():
+            return Path(told)
+    return None
+
+
+def _require_room(task: Task, max_model_len: int) -> None:
+    """Prompt and answer of a made-up request have to fit.
+
+    Raises:
+        UsageError: They do not.
+    """
     from glmquant.errors import UsageError
 
-    model = client.model
-    folder = task.folder
-    if folder is None and model.root and (Path(model.root) / "config.json").is_file():
-        folder = Path(model.root)
-    task = replace(task, model=model.name, folder=folder)
-    if task.mode != "accuracy" or not model.max_model_len:
-        return task
-    room = model.max_model_len - min(2048, model.max_model_len // 2)
+    both = task.input_len + task.output_len
+    if both <= max_model_len:
+        return
+    half = max(1, max_model_len // 2)
+    raise UsageError(
+        "prompt and answer are longer than the server takes",
+        where="--input-len and --output-len",
+        expected=f"{max_model_len:,} tokens together, its --max-model-len",
+        found=f"{task.input_len:,} + {task.output_len:,}",
+        hint=f"--input-len {half} --output-len {half}",
+    )
+
+
+def _with_room(ctx: click.Context, task: Task, max_model_len: int, notes: list[str]) -> Task:
+    """An answer may be as long as the server has room for beside a prompt.
+
+    Raises:
+        UsageError: The user wants a longer one.
+    """
+    from glmquant.errors import UsageError
+
+    room = max_model_len - min(2048, max_model_len // 2)
     if task.max_out_len <= room:
         return task
     source = ctx.get_parameter_source("max_out_len")
@@ -251,13 +271,14 @@ def _ask_server(ctx: click.Context, client: Client, task: Task, notes: list[str]
         raise UsageError(
             "the server has no room for so long an answer",
             where="--max-out-len",
-            expected=f"{room:,} at most: --max-model-len is {model.max_model_len:,}, and a prompt "
+            expected=f"{room:,} at most: --max-model-len is {max_model_len:,}, and a prompt "
             "has to fit, too",
             found=f"{task.max_out_len:,}",
+            hint=f"--max-out-len {room}, or serve it with a larger --max-model-len",
         )
     notes.append(
         f"answers are cut at {room:,} tokens: the server serves no more than "
-        f"{model.max_model_len:,} with the prompt; GLM's thoughts may be longer"
+        f"{max_model_len:,} with the prompt; GLM's thoughts may be longer"
     )
     return replace(task, max_out_len=room)
 
@@ -291,17 +312,18 @@ def _listener(as_json: bool) -> Listener:
     from glmquant.cli.folders import short_path
     from glmquant.cli.progress import emit
     from glmquant.suites.run import LOG_FILE, Listener
+    from glmquant.survey import printable
 
     class Lines(Listener):
         def begin(self, folder: Path, words: tuple[str, ...]) -> None:
-            click.echo(f"$ {shlex.join(words)}", err=True)
+            click.echo(f"$ {printable(shlex.join(words), 4000)}", err=True)
             click.echo(f"log: {short_path(folder / LOG_FILE)}", err=True)
 
         def hear(self, data: bytes) -> None:
             if sys.stderr is not None and sys.stderr.isatty():
                 text = data.decode("utf-8", "replace")
                 # What a server wrote may be in it: nothing that a terminal obeys.
-                kept = "".join(each for each in text if each >= " " or each in "\n\r\t")
+                kept = "".join(each for each in text if each.isprintable() or each in "\n\r\t")
                 click.echo(kept, err=True, nl=False)
 
     class JsonLines(Listener):
@@ -317,6 +339,7 @@ def _echo_dry_run(suite: Suite, task: Task, found: Installed | None, as_json: bo
 
     from glmquant.cli.progress import emit
     from glmquant.suites.environment import how_to_install
+    from glmquant.survey import printable
 
     if found is None:
         if as_json:
@@ -327,82 +350,37 @@ def _echo_dry_run(suite: Suite, task: Task, found: Installed | None, as_json: bo
             click.echo(f"  {line}")
         click.echo("nothing was run")
         return
+    if task.mode == "serve" and task.folder is None:
+        if as_json:
+            emit("plan", suite=suite.name, installed=True, version=found.version, command=None)
+            return
+        click.echo(f"{suite.title} {found.version}, {found.python}")
+        click.echo("the checkpoint is the one that the server names; --checkpoint DIR, with it its")
+        click.echo("command is shown here")
+        click.echo("nothing was run")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         call = suite.prepare(replace(task, model=task.model or "MODEL"), found, Path(scratch))
-        files = sorted(
-            str(path.relative_to(scratch)) for path in Path(scratch).rglob("*") if path.is_file()
-        )
+        written = {
+            str(path.relative_to(scratch)): path.read_text(encoding="utf-8").replace(
+                scratch, "WORK"
+            )
+            for path in sorted(Path(scratch).rglob("*"))
+            if path.is_file()
+        }
     words = [word.replace(scratch, "WORK") for word in call.words]
+    shown = {name: text for name, text in written.items() if name.endswith((".py", ".yaml"))}
     if as_json:
-        emit("plan", suite=suite.name, installed=True, version=found.version, command=words)
+        version, files = found.version, {"written": list(written), "configuration": shown}
+        emit("plan", suite=suite.name, installed=True, version=version, command=words, **files)
         return
     click.echo(f"{suite.title} {found.version}, {found.python}")
-    click.echo(f"$ {shlex.join(words)}")
-    click.echo(f"written before: {', '.join(files) or 'nothing'}")
+    click.echo(f"$ {printable(shlex.join(words), 4000)}")
+    click.echo(f"written before, into the run's own folder WORK: {', '.join(written) or 'nothing'}")
+    for name, text in shown.items():
+        click.echo(f"--- {name}")
+        click.echo(text.rstrip())
     click.echo("nothing was run")
-
-
-def _show(finished: Finished, notes: list[str], as_json: bool) -> None:
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit
-    from glmquant.cli.summary import echo_table
-    from glmquant.suites.references import difference_from, references_of
-    from glmquant.survey import printable
-
-    run = finished.run
-    rows = [["figure", "", "value", "95 %", "items"]]
-    published: list[dict[str, Any]] = []
-    for result in run.results:
-        rows.append(_cells(result))
-        for reference in references_of(result.dataset, result.metric):
-            difference = difference_from(reference, result)
-            p_value = None if difference is None else difference.p_value
-            published.append(reference.model_dump() | {"p_value": p_value})
-            low, high = reference.interval
-            rows.append(
-                [
-                    f"  published: {reference.model}, {reference.machine}",
-                    "" if p_value is None else _difference_text(p_value),
-                    f"{reference.value:g} {reference.unit}",
-                    f"{low:g} to {high:g}",
-                    f"{reference.items:,}",
-                ]
-            )
-    if as_json:
-        emit(
-            "run",
-            file=str(finished.path),
-            folder=str(finished.folder),
-            published=published,
-            notes=notes,
-            **run.model_dump(mode="json", exclude={"items", "samples", "format"}),
-        )
-        return
-    echo_table(rows, left=2)
-    for note in notes:
-        click.echo(f"note: {printable(note, 400)}")
-    click.echo(f"kept: {short_path(finished.path)}; all that {run.suite} wrote is beside it")
-    click.echo(f"next: glmquant compare {shlex.quote(short_path(finished.path))} OTHER")
-
-
-def _cells(result: Result) -> list[str]:
-    from glmquant.results import figure_text
-    from glmquant.survey import printable
-
-    spread = " to ".join(map(figure_text, result.interval or ()))
-    return [
-        printable(f"{result.dataset} {result.metric}", 60),
-        "",
-        f"{figure_text(result.value)} {result.unit}".rstrip(),
-        spread,
-        f"{result.items:,}" if result.items else "",
-    ]
-
-
-def _difference_text(p_value: float) -> str:
-    from glmquant.suites.compare import LEAST_P
-
-    return "no difference shown" if p_value >= LEAST_P else f"differs, p {p_value:.2g}"
 
 
 def api_key() -> str | None:

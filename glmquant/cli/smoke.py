@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glmquant.cli.addresses import DEFAULT_URL, checked_url
 from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
     from glmquant.smoke.causes import Service
     from glmquant.smoke.findings import Finding, Report
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where `glmquant serve` lets a server listen."""
 
 
 @click.command(
@@ -90,7 +88,7 @@ def smoke(
     if math.isnan(limit_seconds):
         raise UsageError("that is no time", where="--timeout", expected="seconds", found="nan")
     wish = Wish(
-        _checked(url),
+        checked_url(url, "smoke"),
         _names(only, skip),
         model,
         long_tokens,
@@ -105,48 +103,6 @@ def smoke(
     else:
         _echo(report, service)
     ctx.exit(1 if report.verdict is Verdict.FAILED else 0)
-
-
-def _checked(url: str) -> str:
-    """An address that can be asked.
-
-    Raises:
-        UsageError: It is none, or has a password in it.
-    """
-    from urllib.parse import urlsplit
-
-    from glmquant.errors import UsageError
-    from glmquant.survey import printable
-
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        raise _no_url(printable(url)) from None
-    if "@" in parts.netloc:
-        raise UsageError(
-            "the address holds a user or a password",
-            where="URL",
-            expected="an address without them",
-            found="one with @ in it",
-            hint="set VLLM_API_KEY to the server's key",
-        )
-    if not is_good or parts.query or parts.fragment or not url.isprintable() or " " in url:
-        raise _no_url(printable(url))
-    return url
-
-
-def _no_url(found: str) -> Exception:
-    from glmquant.errors import UsageError
-
-    is_bare = "://" not in found
-    return UsageError(
-        "that is no address of a server",
-        where="URL",
-        expected=f"as {DEFAULT_URL}",
-        found=found,
-        hint=f"glmquant smoke http://{found}" if is_bare else f"glmquant smoke {DEFAULT_URL}",
-    )
 
 
 def _names(only: str | None, skip: str | None) -> tuple[str, ...]:

@@ -294,7 +294,7 @@ def _write_page(page: Path, report: Report, fields: dict[str, Any]) -> None:
         "size": nbytes_text(fields["nbytes"]),
         "codes": CODES,
         "version": __version__,
-        "results": read_results(report.subject.path).newest,
+        "results": read_results(report.subject.path).shown,
         "behaviour_rows": behaviour_rows(report.behaviour) if report.behaviour else [],
         "int8": sorted(fields["int8"], key=lambda each: (each["sqnr_db"] is None, each["sqnr_db"])),
     }

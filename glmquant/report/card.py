@@ -198,11 +198,11 @@ def _recipe(found: Survey) -> dict[str, Any] | None:
     }
 
 
-_ENTITIES: Final = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`"}
+_ENTITIES: Final = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`[]"}
 
 
 def _cell(text: object) -> str:
-    """A cell of a table: neither HTML nor more cells, whatever a file says."""
+    """A cell of a table: neither HTML nor links nor more cells, whatever a file says."""
     return printable(str(text), 200).translate(_ENTITIES)
 
 

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from glmquant.errors import EngineError, GlmquantError
 from glmquant.runtime.observed import Answer, Drafting, Prompt
+from glmquant.survey import printable
 from glmquant.watch import OverdueError, Watch, watched_pools
 
 ANSWER_SECONDS: Final = 600.0
@@ -144,7 +145,7 @@ class Client:
         with suppress(GlmquantError):
             found = self._ask("GET", "/version")
             if isinstance(found, dict) and isinstance(found.get("version"), str):
-                return str(found["version"])[:80]
+                return printable(found["version"], 80)
         return None
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -257,7 +258,7 @@ class Client:
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         reply = self.exchange(method, path, body)
         if reply.status != 200:
-            text = reply.data[:500].decode("utf-8", "replace")
+            text = printable(reply.data[:500].decode("utf-8", "replace"), 500)
             self._fail(
                 "the engine refused a request",
                 found=f"{method} {path}: HTTP {reply.status} {text}",
@@ -335,7 +336,10 @@ class Client:
             answer: What came.
         """
         text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
-        self._fail("the engine's answer is not one that vLLM gives", found=f"{path}: {text[:300]}")
+        self._fail(
+            "the engine's answer is not one that vLLM gives",
+            found=f"{path}: {printable(text, 300)}",
+        )
 
 
 def remote_failure(url: str) -> Callable[..., NoReturn]:
@@ -349,9 +353,9 @@ def remote_failure(url: str) -> Callable[..., NoReturn]:
         raise EngineError(
             what,
             where=url,
-            expected="a vLLM server that answers, with /tokenize, /v1/completions and /metrics",
+            expected="a vLLM server that answers",
             found=found,
-            hint=hint or "see the server's own log; --url is what vllm serve printed at its start",
+            hint=hint or "see the server's own log; one that is still starting does not answer yet",
         )
 
     return fail
@@ -377,7 +381,9 @@ def served_models(answer: Any) -> tuple[ServedModel, ...]:
     """
     return tuple(
         ServedModel(
-            str(each["id"]), str(each.get("root") or ""), int(each.get("max_model_len") or 0)
+            str(each["id"]),
+            str(each.get("root") or ""),
+            max(0, int(each.get("max_model_len") or 0)),
         )
         for each in answer["data"]
     )

@@ -12,11 +12,15 @@ from glmquant.errors import MeasureError
 from glmquant.results import Result
 from glmquant.runs import Item, Run, find_runs, read_run
 from glmquant.significance import Difference, compare_means, compare_paired, compare_shares
+from glmquant.survey import printable
 
 LEAST_P: Final = 0.05
 """Below it a difference is taken for more than chance."""
 
 _LOWER_IS_BETTER: Final = frozenset({"ms", "s"})
+_FAILED: Final = "failed requests"
+_DEPENDENT: Final = "ITL"
+"""The gaps between two tokens or pieces of an answer."""
 _FREE: Final = frozenset({"url", "data"})
 """Settings that may differ between runs that are alike."""
 
@@ -82,8 +86,10 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def pair_runs(a: Path, b: Path) -> tuple[tuple[Run, Run], ...]:
-    """The runs to compare: two files, or the newest of each kind that both folders have.
+def pair_runs(a: Path, b: Path) -> tuple[tuple[tuple[Run, Run], ...], tuple[str, ...]]:
+    """The runs to compare, and what was left out: two files, or a pair of each kind in two folders.
+
+    A folder's run of a kind is the one with the most items, and of those the last.
 
     Args:
         a: A run's file, or a folder with ``.glmquant/results``.
@@ -92,19 +98,20 @@ def pair_runs(a: Path, b: Path) -> tuple[tuple[Run, Run], ...]:
     Raises:
         MeasureError: One is no run, or they have none in common.
     """
-    runs_a, runs_b = _newest(a), _newest(b)
+    notes: list[str] = []
+    runs_a, runs_b = _newest(a, notes), _newest(b, notes)
     if not (a.is_dir() or b.is_dir()):
-        return ((next(iter(runs_a.values())), next(iter(runs_b.values()))),)
+        return ((next(iter(runs_a.values())), next(iter(runs_b.values()))),), ()
     both = [kind for kind in runs_a if kind in runs_b]
     if not both:
         raise MeasureError(
             "there is nothing that both have measured",
             where=f"{a}, {b}",
             expected="runs of one suite, mode and data set in both",
-            found=f"{_kinds(runs_a)}; {_kinds(runs_b)}",
+            found="; ".join([_kinds(runs_a), _kinds(runs_b), *notes]),
             hint="glmquant eval URL --checkpoint DIR, once for each",
         )
-    return tuple((runs_a[kind], runs_b[kind]) for kind in both)
+    return tuple((runs_a[kind], runs_b[kind]) for kind in both), tuple(notes)
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:
@@ -120,7 +127,7 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     Raises:
         MeasureError: They have no figure in common.
     """
-    notes = list(_notes(a, b))
+    notes = ["A and B are the same run"] if a == b else list(_notes(a, b))
     others = {_key(result): result for result in b.results}
     rows: list[Row] = []
     for result in a.results:
@@ -152,7 +159,8 @@ def _row(a: Run, b: Run, one: Result, other: Result, notes: list[str]) -> Row:
     elif one.dataset == "MTP":
         verdict = "they differ"
     else:
-        is_better = (difference.value < 0) == (one.unit in _LOWER_IS_BETTER)
+        is_lower_better = one.unit in _LOWER_IS_BETTER or one.metric == _FAILED
+        is_better = (difference.value < 0) == is_lower_better
         verdict = "B is better" if is_better else "B is worse"
     return Row(
         one.dataset, one.metric, one.unit, one.value, other.value, items, difference, verdict
@@ -165,17 +173,33 @@ def _judge(
     """The items, the difference, or why there is none."""
     if one.unit != other.unit:
         return (), None, f"not judged: {one.unit or 'no unit'} and {other.unit or 'no unit'}"
+    if one.metric.startswith(_DEPENDENT):
+        return (), None, "not judged: gaps within an answer go together"
     if _is_of_items(a, one) and _is_of_items(b, other):
-        pairs = _pairs(a.items, b.items)
+        pairs = _pairs(a.items, b.items, a.suite == b.suite, notes)
         if pairs:
             if len(pairs) < max(len(a.items), len(b.items)):
                 notes.append(
-                    f"{one.metric}: only the {len(pairs):,} items that both have are compared, "
-                    f"of {len(a.items):,} and {len(b.items):,}"
+                    f"{one.metric}: B - A is of the {len(pairs):,} items that both have, of "
+                    f"{len(a.items):,} and {len(b.items):,}"
                 )
             return (len(pairs),), _in_percent(compare_paired(pairs)), ""
+    if one.metric == _FAILED and one.items and other.items:
+        counts = (int(one.value), one.items, int(other.value), other.items)
+        if not (0 <= one.value <= one.items and 0 <= other.value <= other.items):
+            return (), None, "not judged: more failed than were sent"
+        found = compare_shares(*counts)
+        # Of as many requests as A sent, so that it is in the figure's unit.
+        scale = one.items
+        low, high = found.interval
+        scaled = found._replace(value=scale * found.value, interval=(scale * low, scale * high))
+        return (one.items, other.items), scaled, ""
     if one.unit == "%" and one.items and other.items:
+        if not (0 <= one.value <= 100 and 0 <= other.value <= 100):
+            return (one.items, other.items), None, "not judged: no share of anything"
         if one.dataset == "MTP":
+            if a.dataset != b.dataset:
+                return (one.items, other.items), None, "not judged: of other prompts"
             notes.append(
                 "acceptance: draft tokens of one text depend on each other, so that the difference "
                 "looks surer than it is"
@@ -201,19 +225,37 @@ def _is_of_items(run: Run, result: Result) -> bool:
     )
 
 
-def _pairs(items_a: Iterable[Item], items_b: Iterable[Item]) -> list[tuple[bool, bool]]:
+def _pairs(
+    items_a: Iterable[Item], items_b: Iterable[Item], of_one_suite: bool, notes: list[str]
+) -> list[tuple[bool, bool]]:
     """What became of the items that both have; one that is there twice is paired in its order."""
     others = _numbered(items_b)
-    return [
-        (correct, others[name]) for name, correct in _numbered(items_a).items() if name in others
-    ]
+    both = [(item, others[key]) for key, item in _numbered(items_a).items() if key in others]
+    alike = [(one, other) for one, other in both if not of_one_suite or _is_same(one, other)]
+    if len(alike) < len(both):
+        notes.append(
+            f"{len(both) - len(alike):,} questions have another answer in B's data than in A's, "
+            "and are left out"
+        )
+    return [(one.correct, other.correct) for one, other in alike]
 
 
-def _numbered(items: Iterable[Item]) -> dict[tuple[str, int], bool]:
+def _is_same(one: Item, other: Item) -> bool:
+    """Whether the right answers may be one; letters of choices are dealt anew by each seed."""
+    told = _bare(one.expected), _bare(other.expected)
+    return told[0] == told[1] or any(len(each) == 0 or each.isalpha() for each in told)
+
+
+def _bare(answer: str) -> str:
+    last = answer.rpartition("####")[2]
+    return "".join(letter for letter in last if letter.isalnum()).casefold()
+
+
+def _numbered(items: Iterable[Item]) -> dict[tuple[str, int], Item]:
     seen: Counter[str] = Counter()
-    found: dict[tuple[str, int], bool] = {}
+    found: dict[tuple[str, int], Item] = {}
     for item in items:
-        found[item.name, seen[item.name]] = item.correct
+        found[item.name, seen[item.name]] = item
         seen[item.name] += 1
     return found
 
@@ -245,11 +287,11 @@ def _notes(a: Run, b: Run) -> Iterable[str]:
         ("machine", a.machine, b.machine),
     ):
         if one != other:
-            yield f"another {label}: {one or 'not told'} and {other or 'not told'}"
+            yield f"{label}: {one or 'not told'} and {other or 'not told'}"
     for name in sorted({*a.settings, *b.settings} - _FREE):
         one_set, other_set = a.settings.get(name), b.settings.get(name)
         if one_set != other_set:
-            yield f"another {name}: {_told(one_set)} and {_told(other_set)}"
+            yield f"{name}: {_told(one_set)} and {_told(other_set)}"
     for label, run in (("A", a), ("B", b)):
         cut = sum(item.is_cut for item in run.items)
         if cut:
@@ -260,10 +302,28 @@ def _told(setting: object) -> str:
     return "none" if setting is None else str(setting)
 
 
-def _newest(path: Path) -> Mapping[tuple[str, str, str], Run]:
-    paths = find_runs(path) if path.is_dir() else (path,)
-    runs = [read_run(each) for each in paths]
-    return {(run.suite, run.mode, run.dataset): run for run in sorted(runs, key=lambda r: r.date)}
+def _newest(path: Path, notes: list[str]) -> Mapping[tuple[str, str, str], Run]:
+    """A folder's run of each kind with the most items, the last of them; or that of a file."""
+    if not path.is_dir():
+        run = read_run(path)
+        return {(run.suite, run.mode, run.dataset): run}
+    found = (_readable(each, notes) for each in find_runs(path))
+    runs = [run for run in found if run is not None]
+    runs.sort(key=_weight)
+    return {(run.suite, run.mode, run.dataset): run for run in runs}
+
+
+def _readable(path: Path, notes: list[str]) -> Run | None:
+    try:
+        return read_run(path)
+    except MeasureError as error:
+        notes.append(f"{path.name} is left out: {error.found}")
+        return None
+
+
+def _weight(run: Run) -> tuple[int, str]:
+    """What makes it the one to go by: most items, and of those the last."""
+    return max((each.items or 0 for each in run.results), default=0), run.date
 
 
 def _key(result: Result) -> tuple[str, str]:
@@ -271,8 +331,9 @@ def _key(result: Result) -> tuple[str, str]:
 
 
 def _kinds(runs: Mapping[tuple[str, str, str], Run]) -> str:
-    return ", ".join(" ".join(kind) for kind in runs) or "none"
+    return printable(", ".join(" ".join(kind) for kind in runs), 300) or "none"
 
 
 def _figures(run: Run) -> str:
-    return ", ".join(f"{each.dataset} {each.metric}" for each in run.results)[:200] or "none"
+    told = ", ".join(f"{each.dataset} {each.metric}" for each in run.results)
+    return printable(told, 200) or "none"

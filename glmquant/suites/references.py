@@ -59,13 +59,15 @@ def references_of(dataset: str, metric: str) -> tuple[Reference, ...]:
 
 
 def difference_from(reference: Reference, result: Result) -> Difference | None:
-    """How a result differs from a published one, in shares; None where items are not known.
+    """How a result differs from a published one, in shares; None where it is of other items.
+
+    A data set's name says that its items are the published ones where they are as many.
 
     Args:
         reference: The published row; A.
         result: What was measured; B.
     """
-    if not result.items or result.unit != "%":
+    if result.items != reference.items or result.unit != "%" or not 0 <= result.value <= 100:
         return None
     right = round(reference.value / 100 * reference.items)
     ours = round(result.value / 100 * result.items)

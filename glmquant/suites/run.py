@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from glmquant.errors import EngineError, MeasureError
 from glmquant.results import RESULTS_DIR, Result
 from glmquant.runs import Drafts, Run, write_run
 from glmquant.runtime.client import Client
-from glmquant.runtime.environment.child import CommandError, run_logged
+from glmquant.runtime.environment.child import CommandError
+from glmquant.runtime.guarded import run_guarded
 from glmquant.runtime.observed import Drafting
 from glmquant.significance import wilson_interval
 from glmquant.storage import writing
@@ -24,6 +26,7 @@ from glmquant.survey import printable
 
 LOG_FILE: Final = "log"
 _FOLLOW_SECONDS: Final = 0.3
+_MAX_TRIES: Final = 20
 _FOREIGN: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
 """Of the Python that runs glmquant, not of the suite's."""
 
@@ -93,20 +96,19 @@ def measure(
         EngineError: The server does not answer.
         StorageError: A file cannot be written.
     """
-    began = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     run = Run(
         suite=suite.name,
         suite_version=installed.version,
         mode=task.mode,
         dataset=task.dataset,
-        date=began,
+        date=_now(),
         model=task.model or (task.folder.name if task.folder else ""),
         engine=_engine(client) or engine,
         machine=machine,
         settings=_settings(task),
         results=(),
     )
-    folder = _make_folder(into, run)
+    run, folder = _make_folder(into, run)
     call = suite.prepare(task, installed, folder)
     before = _counters(client)
     listener = listener or Listener()
@@ -114,12 +116,13 @@ def measure(
     log = folder / LOG_FILE
     try:
         with _following(log, listener):
-            run_logged(call.words, log, _environment(call), folder)
+            run_guarded(call.words, log, _environment(call), folder)
     except CommandError as error:
         raise _failed(suite, error, log, call) from error
     finally:
         _mask(folder, call)
-    drafts = _drafts(before, _counters(client))
+    after = _counters(client)
+    drafts = _drafts(before, after)
     measured = suite.read(task, installed, folder)
     acceptance = _acceptance(drafts)
     figures = (*_without_acceptance(measured.results, acceptance), *acceptance)
@@ -131,16 +134,38 @@ def measure(
             "drafts": drafts,
         }
     )
-    return Finished(run, write_run(into, run), folder, measured.notes)
+    notes = measured.notes
+    if before is not None and drafts is None:
+        fate = "cannot be read any more" if after is None else "fell: the server began anew"
+        notes = (*notes, f"no acceptance rate: the counters of speculative decoding {fate}")
+    return Finished(run, write_run(into, run), folder, notes)
 
 
-def _make_folder(into: Path, run: Run) -> Path:
-    """A new folder for all that the suite writes; what an earlier run wrote stays as it is."""
-    folder = into / RESULTS_DIR / run.stem
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700)
-    return folder
+def _make_folder(into: Path, run: Run) -> tuple[Run, Path]:
+    """A new folder for all that the suite writes; who comes in the same second waits for the next.
+
+    What an earlier run wrote stays as it is.
+    """
+    for _ in range(_MAX_TRIES):
+        folder = into / RESULTS_DIR / run.stem
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                return run, folder
+        time.sleep(_FOLLOW_SECONDS)
+        run = run.model_copy(update={"date": _now()})
+    raise MeasureError(
+        "there is no name for this run",
+        where=str(into / RESULTS_DIR),
+        expected="a clock that goes on",
+        found=f"{run.stem} is there already",
+        hint="set the clock, then run the same command again",
+    )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _engine(client: Client | None) -> str:
@@ -223,7 +248,7 @@ def _mask(folder: Path, call: Call) -> None:
 
 
 def _failed(suite: Suite, error: CommandError, log: Path, call: Call) -> MeasureError:
-    ended = f"signal {-error.code}" if error.code < 0 else f"exit code {error.code}"
+    ended = f"signal {error.code - 128}" if error.code > 128 else f"exit code {error.code}"
     tail = error.tail
     for secret in filter(None, call.secrets.values()):
         tail = tail.replace(secret, "***")
@@ -238,15 +263,22 @@ def _failed(suite: Suite, error: CommandError, log: Path, call: Call) -> Measure
 
 
 def _drafts(before: Drafting | None, after: Drafting | None) -> Drafts | None:
-    """What was drafted in between; None where nothing was counted, or a server began anew."""
-    if before is None or after is None or after.draft_tokens < before.draft_tokens:
+    """What was drafted in between; None where nothing was counted, or a counter fell."""
+    if before is None or after is None:
         return None
-    places = zip(after.by_position, before.by_position or (0,) * 99, strict=False)
+    early = (before.drafts, before.draft_tokens, before.accepted, *before.by_position)
+    late = (after.drafts, after.draft_tokens, after.accepted, *after.by_position)
+    places = len(after.by_position)
+    early += (0,) * (len(late) - len(early))
+    counts = [now - then for now, then in zip(late, early, strict=False)]
+    if len(late) < len(early) or min(counts) < 0:
+        return None
+    drafts, draft_tokens, accepted, *by_position = counts
     return Drafts(
-        drafts=after.drafts - before.drafts,
-        draft_tokens=after.draft_tokens - before.draft_tokens,
-        accepted=after.accepted - before.accepted,
-        by_position=tuple(late - early for late, early in places),
+        drafts=drafts,
+        draft_tokens=draft_tokens,
+        accepted=accepted,
+        by_position=tuple(by_position[:places]),
     )
 
 

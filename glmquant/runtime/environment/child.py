@@ -66,7 +66,7 @@ def run_logged(
     log: Path,
     env: dict[str, str],
     cwd: Path,
-    lock: int | None = None,
+    lock: int,
 ) -> None:
     """Run a command to its end, what it says going to the end of a log.
 
@@ -75,13 +75,13 @@ def run_logged(
         log: The log.
         env: The environment.
         cwd: The working directory.
-        lock: A descriptor that it holds open, too, or None.
+        lock: A descriptor that it holds open, too.
 
     Raises:
         CommandError: It failed.
     """
     words = [str(word) for word in command]
-    shown = re.sub(r"(?<=://)[^/@\s]+@", "***@", shlex.join(words))
+    shown = shown_words(words)
     with writing(log), log.open("ab") as output:
         output.write(f"$ {shown}\n".encode())
         output.flush()
@@ -94,7 +94,7 @@ def run_logged(
             env=env,
             cwd=cwd,
             start_new_session=True,
-            pass_fds=() if lock is None else (lock,),
+            pass_fds=(lock,),
             preexec_fn=_end_with_parent(),
         )
     try:
@@ -103,7 +103,16 @@ def run_logged(
         _end_group(process)
         raise
     if code:
-        raise CommandError(shown, code, _tail(log, begin))
+        raise CommandError(shown, code, tail_of(log, begin))
+
+
+def shown_words(words: Sequence[str]) -> str:
+    """A command as it may be shown: without the password of an address.
+
+    Args:
+        words: The command.
+    """
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", shlex.join(words))
 
 
 def _end_with_parent() -> Callable[[], None]:
@@ -126,7 +135,13 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
                 time.sleep(0.02)
 
 
-def _tail(log: Path, begin: int) -> str:
+def tail_of(log: Path, begin: int) -> str:
+    """The last lines of a log that were written from a place on.
+
+    Args:
+        log: It.
+        begin: The place.
+    """
     with reading(log), log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(begin, end - _TAIL_NBYTES))
