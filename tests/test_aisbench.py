@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,8 @@ def test_data_are_found_in_aisbenchs_own_folder_and_missing_ones_are_named(
         ("so \\boxed{70{,}000}", "70000"),
         ("none", ""),
         ("12,34", "34"),
+        ("He pays $18,000, and goes.", "18000"),
+        ("1,234,56", "56"),
     ],
 )
 def test_the_last_number_is_read_with_its_separators(text: str, number: str) -> None:
@@ -227,10 +230,31 @@ def test_the_last_number_is_read_with_its_separators(text: str, number: str) -> 
         ("The answer is A. No: the answer is B.", "B"),
         ("Answer: Carbon", ""),
         ("A or B", ""),
+        ("The answer is\n\n: **( \\text{ C } )**", "C"),
     ],
 )
 def test_the_last_letter_that_is_called_the_answer_is_read(text: str, letter: str) -> None:
     assert last_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("reader", "text"),
+    [
+        ("last_letter", "'answer' + '\\n' * 200_000"),
+        ("last_letter", "'The answer is' + ' \\n' * 200_000"),
+        ("last_letter", "'answer' + '(\\\\text' * 100_000"),
+        ("last_letter", "'answer: ' * 100_000"),
+        ("last_number", "'111,111,' * 100_000"),
+        ("last_number", "'1,234.' + '5' * 500_000 + ',5' * 100_000"),
+    ],
+)
+def test_a_long_reply_that_says_one_thing_over_and_over_is_read(reader: str, text: str) -> None:
+    program = f"from glmquant.suites.answers import {reader}; print(repr({reader}({text})))"
+    # A reading that looks at each place again from each place would take hours.
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.strip() in ("''", repr("111" * 11), "'5'")
 
 
 def test_numbers_are_equal_by_their_value() -> None:
