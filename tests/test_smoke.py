@@ -220,6 +220,16 @@ def test_a_loop_of_greedy_decoding_alone_is_a_warning() -> None:
     assert found["verdict"] == "warning"
 
 
+def test_an_answer_of_any_length_is_judged_by_its_beginning_and_said_to_be_too_long() -> None:
+    long = " ".join(map(str, range(300_000))) + " </think>"
+    found = smoked(changed("plain", content=long, tokens=9), "--only", "plain")
+    assert signs(found) == {"plain": {"endless", "wrong"}}
+    said = finding(found, "plain", "endless")["what"]
+    assert f"{len(long):,} characters came" in said
+    assert "only the first 100,000 are judged" in said
+    assert found["requests"][1]["answer"] == long[:100_000]
+
+
 def test_rules_and_lists_are_no_loops() -> None:
     assert loop_of("| a | b |\n|" + "-" * 80) == ("", 0)
     assert loop_of("\n".join(f"{number}. item" for number in range(100))) == ("", 0)

@@ -22,6 +22,7 @@ from glmquant.smoke.checks import (
     check_again,
     check_answer,
     check_call,
+    check_length,
     check_long,
     check_refusal,
     check_stream,
@@ -30,6 +31,7 @@ from glmquant.smoke.checks import (
     check_thinking_on,
     has_call,
     is_same_text,
+    within,
 )
 from glmquant.smoke.drafts import judge_drafts, read_counters
 from glmquant.smoke.findings import Finding, Result, Sign, Verdict, failed, warned
@@ -53,6 +55,7 @@ class Asker:
     names: tuple[str, ...]
     long_tokens: int
     made_tokens: int = 0
+    _longest: int = 0
     _plain: Message | None = None
     _may_log: bool = True
     _rendered: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
@@ -74,8 +77,11 @@ class Asker:
         for name, ask in asks.items():
             if name in self.names:
                 observer.tell(f"asking: {name}")
+                self._longest = 0
                 try:
-                    yield ask()
+                    result = ask()
+                    too_long = tuple(check_length(self._longest))
+                    yield replace(result, findings=(*too_long, *result.findings))
                 except EngineError as error:
                     finding = finding_of(error)
                     yield Result(name, finding.what, (finding,))
@@ -94,8 +100,13 @@ class Asker:
         return requests.question(self.model.name, content, most or self._most)
 
     def _complete(self, body: Mapping[str, Any]) -> Message:
-        message = complete(self.client, body)
+        return self._taken(complete(self.client, body))
+
+    def _taken(self, message: Message) -> Message:
+        """An answer that came, counted, as far as it is judged."""
         self.made_tokens += message.completion_tokens or 0
+        message, longest = within(message)
+        self._longest = max(self._longest, longest)
         return message
 
     def _logged(self, body: Mapping[str, Any]) -> Message:
@@ -148,8 +159,7 @@ class Asker:
     def _ask_streaming(self) -> Result:
         body, first = self._body(requests.QUESTION), self._first()
         streamed = stream(self.client, body)
-        message = streamed.message
-        self.made_tokens += message.completion_tokens or 0
+        message = self._taken(streamed.message)
         findings = [*check_stream(streamed)]
         is_told = requests.PLAIN in self.names and is_same_text(first, message)
         if message.finish is not None and not is_told:
@@ -165,7 +175,7 @@ class Asker:
         """How a stream says something else than the whole answer: always, or by chance."""
         if is_same_text(first, message):
             return
-        second = stream(self.client, body).message
+        second = self._taken(stream(self.client, body).message)
         is_steady = is_same_text(second, message)
         what = "the stream says something else than the whole answer to the same greedy request"
         if is_steady:

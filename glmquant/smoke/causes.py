@@ -192,6 +192,10 @@ _OTHER: Final[dict[Sign, tuple[str, str]]] = {
         "the model has much to say, or finds no end",
         "{verify}   # or ask once more with a larger max_tokens",
     ),
+    Sign.ENDLESS: (
+        "the server does not keep to max_tokens, or something before it writes answers of its own",
+        "see the server's own log, and what stands before it",
+    ),
     Sign.UNFINISHED: (
         "the engine aborted the request, or a proxy rewrites answers",
         "see the server's own log",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from glmquant.runtime.chat import Call, Message, RefusedError, Token
@@ -46,6 +47,38 @@ def check_refusal(error: RefusedError) -> Finding:
     else:
         sign = Sign.BROKEN if error.status >= 500 else Sign.REFUSED
     return failed(sign, f"{error.where} answered HTTP {error.status}", said)
+
+
+def within(message: Message) -> tuple[Message, int]:
+    """As much of an answer as is judged, and how many characters came; see ``MOST_CHARACTERS``.
+
+    Args:
+        message: The answer, of any length.
+    """
+    texts = (message.content, message.reasoning, *(call.arguments for call in message.calls))
+    longest = max(map(len, texts))
+    if longest <= requests.MOST_CHARACTERS:
+        return message, longest
+    most = slice(requests.MOST_CHARACTERS)
+    kept = replace(
+        message,
+        content=message.content[most],
+        reasoning=message.reasoning[most],
+        calls=tuple(call._replace(arguments=call.arguments[most]) for call in message.calls),
+    )
+    return kept, longest
+
+
+def check_length(longest: int) -> Iterator[Finding]:
+    """What is wrong with an answer that is far too long.
+
+    Args:
+        longest: Characters of its longest part.
+    """
+    if longest > requests.MOST_CHARACTERS:
+        what = f"{longest:,} characters came, far more than the tokens that were allowed can have; "
+        what += f"only the first {requests.MOST_CHARACTERS:,} are judged"
+        yield failed(Sign.ENDLESS, what)
 
 
 def check_answer(message: Message, max_tokens: int, expected: str = "") -> Iterator[Finding]:

@@ -31,6 +31,7 @@ class Sign(Enum):
     EMPTY = "no text"
     CUT = "cut short"
     LONG = "as long as allowed"
+    ENDLESS = "far longer than allowed"
     UNFINISHED = "no reason for its end"
     REPLACED = "characters that are none"
     LOOPED = "a loop"

@@ -26,6 +26,10 @@ ANSWER_TOKENS: Final = 1024
 SHORT_ANSWER_TOKENS: Final = 256
 """Of an answer without thoughts."""
 
+MOST_CHARACTERS: Final = 100_000
+"""Of an answer, of its thoughts, and of a call: about a hundred for each token that is allowed.
+What goes on after that is not judged."""
+
 LONG_TOKENS: Final = 8000
 """Of the long prompt, where the server takes so many."""
 
