@@ -207,6 +207,11 @@ def test_forms_are_told_by_their_fields(tmp_path: Path) -> None:
         ('{"question": " ", "answer": "#### 1"}\n', "a text in 'question'"),
         ('{"question": "q", "answer": "eighteen"}\n', "no result"),
         ("PAR1 and so on", "Parquet"),
+        ('{"question": "q", "answer": "1"}\n{"question": "\\ud800", "answer": "1"}\n', "item 2"),
+        ('{"question": "a \\ud800", "answer": "1"}\n', "a \\ud800"),
+        ('{"question": NaN, "answer": "1"}\n', "a text in 'question'"),
+        ('{"question": Infinity, "answer": "1"}\n', "inf"),
+        ('{"question": 1e999, "answer": "1"}\n', "inf"),
     ],
 )
 def test_a_data_file_that_will_not_do_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,10 +191,10 @@ def _item(path: Path, form: Form, number: int, told: dict[str, Any]) -> dict[str
     item: dict[str, str] = {}
     for field in (*form.fields, *optional):
         value = told.get(field)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             value = str(value)
         if isinstance(value, str) and value.strip():
-            item[field] = value
+            item[field] = _writable(where, field, value)
         elif field in form.fields:
             found = repr(value) if field in told else f"only {', '.join(map(str, told))}"
             _refuse(where, f"an item of {form.name} is not whole", f"a text in {field!r}", found)
@@ -205,6 +206,18 @@ def _item(path: Path, form: Form, number: int, told: dict[str, Any]) -> dict[str
         if "####" not in item["answer"]:
             item["answer"] = f"#### {result}"
     return item
+
+
+def _writable(where: str, field: str, text: str) -> str:
+    """The same text, which a suite's file and a request can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = text[max(0, error.start - 20) : error.end + 20]
+        expected = f"text in {field!r}, without half a surrogate pair"
+        hint = "take the item out, or write the character that was meant"
+        _refuse(where, "an item cannot be written as UTF-8", expected, found, hint)
+    return text
 
 
 def _refuse(
