@@ -222,6 +222,32 @@ def test_a_data_file_that_will_not_do_is_refused(tmp_path: Path, text: str, said
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "dataset"),
+    [
+        ("gsm8k.jsonl", 3, "file gsm8k.jsonl (3 items)"),
+        ("MTP.jsonl", 3, "file MTP.jsonl (3 items)"),
+        ("GPQA diamond.json", 1, "file GPQA diamond.json (1 item)"),
+        ("Random", 1319, "gsm8k"),
+        ("gsm8k-hard.jsonl", 1, "file gsm8k-hard.jsonl (1 item)"),
+        ("gsm8ks.jsonl", 1, "gsm8ks"),
+        ("shop.jsonl", 3, "shop"),
+    ],
+)
+def test_a_file_takes_the_name_of_a_known_data_set_only_with_its_number_of_items(
+    tmp_path: Path, name: str, count: int, dataset: str
+) -> None:
+    path = written(tmp_path / name, GSM8K[:1] * count)
+    assert read_data(path, str(path)).dataset == dataset
+
+
+def test_a_data_set_without_a_name_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "test.jsonl", GSM8K)
+    with pytest.raises(UsageError, match="no data set is named"):
+        read_data(Path(""), "")
+
+
 def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match="no data file") as caught:
         read_data(tmp_path, "gsm8k")

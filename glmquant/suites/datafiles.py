@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from glmquant.errors import MeasureError
+from glmquant.errors import MeasureError, UsageError
 from glmquant.storage import reading
 from glmquant.survey import printable
 
 MAX_NBYTES: Final = 500_000_000
+
+_TAKEN: Final = frozenset(("", "gsm8k", "gpqa", "math500", "mtp", "random", "tutorial", "prefix"))
+"""First words of names under which something else than a file's items is known."""
 
 _NUMBER: Final = re.compile(r"-?\$?\d[\d,]*(\.\d+)?")
 
@@ -87,9 +90,17 @@ class DataFile:
 
     @property
     def dataset(self) -> str:
-        """The known data set, where there are as many items as it has; else the file's own name."""
-        is_whole = len(self.items) == self.form.published
-        return self.form.name if is_whole else self.path.stem
+        """The known data set, where there are as many items as it has; else the file's own name.
+
+        A name that begins as one under which something else is known, by its first word, does not
+        stand alone: a card and published figures would take it for that.
+        """
+        count, stem = len(self.items), self.path.stem.strip()
+        if count == self.form.published:
+            return self.form.name
+        if re.split(r"[^a-z0-9]", stem.lower())[0] not in _TAKEN:
+            return stem
+        return f"file {self.path.name} ({count:,} item{'s' * (count != 1)})"
 
 
 def read_data(path: Path, dataset: str) -> DataFile:
@@ -100,9 +111,18 @@ def read_data(path: Path, dataset: str) -> DataFile:
         dataset: The data set's name, which decides where it is a known one.
 
     Raises:
+        UsageError: The name is empty.
         MeasureError: There is no such file, its form is not known, or an item is not whole.
         StorageError: It cannot be read.
     """
+    if not dataset.strip():
+        raise UsageError(
+            "no data set is named",
+            where="--dataset",
+            expected=f"one of {', '.join(FORMS)}, or a file",
+            found=repr(dataset),
+            hint="name the file: --dataset FILE.jsonl",
+        )
     wanted = FORMS.get(dataset)
     file = _file_of(path, wanted)
     found = list(_objects(file))
