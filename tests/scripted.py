@@ -20,12 +20,14 @@ class Reply:
         reasoning: What a reasoning parser cut off.
         finish_reason: ``stop``, or ``length`` where the answer was cut.
         failures: HTTP statuses that are sent first, one a request.
+        has_choice: Whether the answer has one, as each should.
     """
 
     content: str | None
     reasoning: str | None = None
     finish_reason: str = "stop"
     failures: list[int] = field(default_factory=list)
+    has_choice: bool = True
 
 
 class Scripted:
@@ -82,7 +84,12 @@ class Scripted:
         message = {"role": "assistant", "content": reply.content, "reasoning": reply.reasoning}
         given = {"message": message} if "messages" in body else {"text": reply.content}
         choice = {"index": 0, "finish_reason": reply.finish_reason, **given}
-        return {"id": "1", "model": body["model"], "choices": [choice], "usage": USAGE}
+        return {
+            "id": "1",
+            "model": body["model"],
+            "choices": [choice] * reply.has_choice,
+            "usage": USAGE,
+        }
 
     @contextmanager
     def running(self) -> Iterator[Scripted]:

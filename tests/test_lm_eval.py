@@ -245,7 +245,7 @@ def test_a_data_set_without_a_name_is_none(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "test.jsonl", GSM8K)
     with pytest.raises(UsageError, match="no data set is named"):
-        read_data(Path(""), "")
+        read_data(Path(), "")
 
 
 def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
@@ -322,6 +322,21 @@ def test_figures_items_and_notes_are_those_of_the_samples(tmp_path: Path) -> Non
     assert "1 of 3 answers were empty" in notes
     assert "1 requests failed and were sent again" in notes
     assert "strict-match" in notes
+
+
+def test_a_request_that_failed_for_good_counts_as_wrong_and_is_told(tmp_path: Path) -> None:
+    output(tmp_path)
+    path = tmp_path / "requests.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    events[-1] = {"prompt": "prompt 2", "event": "failed", "reason": "HTTP 500\x1b"}
+    written(path, events)
+    measured = read(task_of(tmp_path / "d.jsonl"), INSTALLED, tmp_path)
+    assert measured.results[0].value == 66.6667
+    assert not measured.items[2].is_cut
+    notes = "\n".join(measured.notes)
+    assert "1 of 3 requests failed and count as wrong: 1 x HTTP 500\\x1b" in notes
+    assert "answers were empty" not in notes
+    assert "1 requests failed and were sent again" in notes
 
 
 def test_a_limit_is_what_has_to_be_there(tmp_path: Path) -> None:
@@ -477,6 +492,37 @@ def test_the_genuine_counts_are_those_made_by_hand(
 
 @pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
 @pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("failure", ["status", "no choice"])
+def test_one_request_that_never_succeeds_takes_no_other_with_it(
+    genuine: Installed, tmp_path: Path, mark: None, concurrency: int, failure: str
+) -> None:
+    items = [{"question": f"How many {n} cats?", "answer": "#### 18"} for n in range(10)]
+    failing = Reply("It is 18.", failures=[500] * 9)
+    if failure == "no choice":
+        failing = Reply("It is 18.", has_choice=False)
+    others = {f"How many {n} cats": Reply("It is 18.") for n in range(10) if n != 3}
+    server = Scripted(others | {"How many 3 cats": failing})
+    with server.running():
+        task = task_of(
+            written(tmp_path / "d.jsonl", items),
+            url=server.url,
+            concurrency=concurrency,
+            settings={"retries": "2"},
+        )
+        log = tmp_path / "log"
+        assert run_call(prepare(task, genuine, tmp_path), log) == 0, log.read_text()[-3000:]
+    measured = read(task, genuine, tmp_path)
+    assert [item.correct for item in measured.items] == [n != 3 for n in range(10)]
+    assert measured.results[0].value == 90.0
+    why = "HTTP 500" if failure == "status" else "ValueError: an answer without one choice"
+    assert f"1 of 10 requests failed and count as wrong: 1 x {why}" in measured.notes
+    assert "1 requests failed and were sent again" in measured.notes
+    assert len(server.bodies) == 11
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
+@pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_request_that_never_succeeds_is_no_wrong_answer(
     genuine: Installed, tmp_path: Path, mark: None, concurrency: int
 ) -> None:
@@ -492,7 +538,9 @@ def test_a_request_that_never_succeeds_is_no_wrong_answer(
         call = prepare(task_of(data, url=server.url, **more), genuine, tmp_path)
         log = tmp_path / "log"
         assert run_call(call, log) != 0
-    assert "A request failed each time" in "".join(log.read_text().splitlines()[-7:])
+    end = "\n".join(log.read_text().splitlines()[-7:])
+    assert "1 of 3 requests failed so far: 1 x HTTP 500" in end
+    assert "More than a tenth failed each time" in end
     assert "sk-secret" not in log.read_text()
     with pytest.raises(MeasureError):
         read(task_of(data, url=server.url), genuine, tmp_path)

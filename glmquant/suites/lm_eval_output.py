@@ -93,6 +93,7 @@ class _Request(BaseModel):
     event: str
     finish_reason: str | None = None
     tokens: int | None = None
+    reason: str | None = None
 
 
 def read_output(task: Task, work: Path) -> Measured:
@@ -117,7 +118,7 @@ def read_output(task: Task, work: Path) -> Measured:
         _refuse(work, f"each of {count} items once", f"{len(chosen)} in its samples")
     requests = list(_lines(work / "requests.jsonl", _Request))
     answered = [each for each in requests if each.event == "answered"]
-    reasons = _reasons(answered)
+    reasons = _reasons([each for each in requests if each.event != "sent"])
     items = tuple(_item(work, sample, asked, metric, reasons) for sample in chosen)
     results = []
     for number, (each_metric, each_filter) in enumerate(asked.filters):
@@ -182,10 +183,10 @@ def _score(work: Path, sample: _Sample, metric: str) -> int:
     return int(value)
 
 
-def _reasons(answered: list[_Request]) -> dict[str, list[str | None]]:
+def _reasons(ended: list[_Request]) -> dict[str, list[str | None]]:
     """Prompt → why its answers ended; a list, since a question may stand there twice."""
     reasons: dict[str, list[str | None]] = {}
-    for each in answered:
+    for each in ended:
         reasons.setdefault(each.prompt, []).append(each.finish_reason)
     return reasons
 
@@ -226,16 +227,20 @@ def _notes(
             f"{cut} of {len(items)} answers were cut at {task.max_out_len:,} tokens and say little "
             "of the model: raise --max-out-len"
         )
+    events = Counter(each.event for each in requests)
+    if failed := events["failed"]:
+        why = Counter(each.reason or "no reason" for each in requests if each.event == "failed")
+        told = "; ".join(f"{n} x {printable(reason, 200)}" for reason, n in why.most_common(3))
+        notes.append(f"{failed} of {len(items)} requests failed and count as wrong: {told}")
     empty = sum(not sample.resps[0][0].strip() for sample in chosen)
-    if empty:
-        notes.append(f"{empty} of {len(items)} answers were empty and count as wrong")
+    if empty > failed:
+        notes.append(f"{empty - failed} of {len(items)} answers were empty and count as wrong")
     main = chosen[0].filter
     lost = sum(item.answer in _INVALID for item in items) if main != "none" else 0
     if lost > empty:
         found_none = f"in {lost - empty} of {len(items)} answers {main} found no answer"
         notes.append(f"{found_none}; they count as wrong")
-    events = Counter(each.event for each in requests)
-    if again := events["sent"] - events["answered"]:
+    if again := events["sent"] - events["answered"] - failed:
         notes.append(f"{again} requests failed and were sent again")
     if otherwise := sum(map(_is_written_otherwise, items, chosen)):
         notes.append(

@@ -2,30 +2,45 @@
 
 ``python lm_eval_main.py WORK [words of lm-eval]``. WORK gets a link ``suite`` to the tasks that
 lm-eval has, for the task file in WORK to be built on, and ``requests.jsonl``, a line for each
-request that was sent and one for each answer: lm-eval itself keeps neither why an answer ended
-nor that a request was sent again.
+request that was sent, one for each answer, and one for each that failed as often as it was sent:
+lm-eval itself keeps neither why an answer ended nor that a request was sent again, and one request
+that fails would take all other answers with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import os
 import sys
+import time
+from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import lm_eval
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientResponseError
 from datasets.exceptions import DatasetsError
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from requests import RequestException
 
+_FAILURES = (ClientError, RequestException, TimeoutError, LookupError, TypeError, ValueError)
+"""No answer, a status other than 200, or something that is no completion with one choice."""
+
+_NO_ANSWER = {"choices": [{"index": 0, "message": {"content": ""}, "text": ""}]}
+_MOST_FAILED = 0.1
+"""Of all requests; a figure of fewer answers says little of the model."""
+
 _prompt: ContextVar[str] = ContextVar("prompt")
+
+
+class _TooManyError(Exception):
+    """So many requests failed that there is no figure."""
 
 
 def _digest(messages: Any) -> str:
@@ -36,7 +51,56 @@ def _digest(messages: Any) -> str:
 
 
 class _Noted:
-    """Notes each request before it goes, and each answer when it has come."""
+    """Notes each request before it goes, and each answer when it has come.
+
+    A request is sent again here and not by lm-eval, which gives up all of them with one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tries = self.max_retries
+        self.max_retries = 1
+        self._asked = 0
+        self._failed: Counter[str] = Counter()
+
+    def generate_until(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        self._asked, self._failed = len(requests), Counter()
+        return super().generate_until(requests, *args, **kwargs)  # type: ignore[misc]
+
+    def model_call(self, messages: Any, **kwargs: Any) -> Any:
+        for tried in range(1, self._tries + 1):
+            try:
+                output = super().model_call(messages, **kwargs)  # type: ignore[misc]
+                _choice(output)
+                super().parse_generations(outputs=output)  # type: ignore[misc]
+                return output
+            except _FAILURES as error:
+                if self._is_last(tried, error):
+                    return _NO_ANSWER
+            time.sleep(_pause(tried))
+        return _NO_ANSWER
+
+    async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
+        for tried in range(1, self._tries + 1):
+            try:
+                return await super().amodel_call(*args, **kwargs)  # type: ignore[misc]
+            except _FAILURES as error:
+                if self._is_last(tried, error):
+                    break
+            await asyncio.sleep(_pause(tried))
+        return [""]
+
+    def _is_last(self, tried: int, error: Exception) -> bool:
+        """Whether a request is given up; notes it then."""
+        if tried < self._tries:
+            return False
+        reason = _reason(error)
+        _note({"prompt": _prompt.get(), "event": "failed", "reason": reason})
+        self._failed[reason] += 1
+        if (failed := self._failed.total()) > _MOST_FAILED * self._asked:
+            told = "; ".join(f"{count} x {why}" for why, count in self._failed.most_common(3))
+            raise _TooManyError(f"{failed} of {self._asked} requests failed so far: {told}")
+        return True
 
     def create_message(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         _prompt.set(_digest(messages))
@@ -46,8 +110,9 @@ class _Noted:
     def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
         given: list[str] = super().parse_generations(outputs=outputs, **kwargs)  # type: ignore[misc]
         for output in outputs if isinstance(outputs, list) else [outputs]:
-            (choice,) = output["choices"]
-            usage = output.get("usage") or {}
+            if output is _NO_ANSWER:
+                continue
+            choice, usage = _choice(output), output.get("usage") or {}
             _note(
                 {
                     "prompt": _prompt.get(),
@@ -67,6 +132,29 @@ class Chat(_Noted, LocalChatCompletion):  # type: ignore[misc]
 @register_model("glmquant-completions")
 class Completions(_Noted, LocalCompletionsAPI):  # type: ignore[misc]
     """``local-completions``, noted."""
+
+
+def _choice(output: Any) -> Any:
+    """The one choice of an answer."""
+    choices = output.get("choices") if isinstance(output, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise ValueError("an answer without one choice")
+    return choices[0]
+
+
+def _reason(error: Exception) -> str:
+    """Why a request failed, without its headers, which have the key."""
+    if isinstance(error, ClientResponseError):
+        return f"HTTP {error.status}"
+    if getattr(error, "response", None) is not None:
+        return f"HTTP {error.response.status_code}"  # type: ignore[attr-defined]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
+
+
+def _pause(tried: int) -> float:
+    """Seconds until a request is sent again, as lm-eval has them."""
+    return min(10.0, max(1.0, 0.5 * 2.0 ** min(tried - 1, 10)))
 
 
 def _note(what: dict[str, Any]) -> None:
@@ -100,11 +188,11 @@ def main() -> None:
     sys.argv = [str(work), *sys.argv[2:]]
     try:
         cli_evaluate()
-    except (ClientError, RequestException, TimeoutError) as error:
+    except _TooManyError as error:
         _give_up(
-            f"{type(error).__name__}: {error}",  # its repr has the headers, with the key
-            "A request failed each time that it was sent, so there is no figure. See what the",
-            "server says; --set retries=N sends it more often, --set timeout=SECONDS waits longer",
+            str(error),
+            "More than a tenth failed each time that they were sent, so there is no figure. See",
+            "what the server says; --set retries=N sends more often, --set timeout=SECONDS waits",
         )
     except (ConnectionError, DatasetsError) as error:
         _give_up(
