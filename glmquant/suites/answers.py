@@ -7,9 +7,7 @@ from typing import Final
 
 # Replies may be long and say one thing over and over: no two repeats stand beside each other that
 # take the same characters, and a number has at most ten groups of thousands.
-_NUMBER: Final = re.compile(
-    r"-?\d{1,3}(?:,\d{3}){1,10}(?:\.\d+)?(?!,?\d)|-?\d+(?:\.\d+)?|-?\.\d+"
-)
+_NUMBER: Final = re.compile(r"-?\d{1,3}(?:,\d{3}){1,10}(?:\.\d+)?(?!,?\d)|-?\d+(?:\.\d+)?|-?\.\d+")
 _LETTER: Final = re.compile(
     r"answer(?:\s+is)?(?:\s*[:：])?[\s*_$({\[]*(?:\\(?:boxed|text|mathrm)[\s*_$({\[]*)?"
     r"([A-D])(?![A-Za-z])",
