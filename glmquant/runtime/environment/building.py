@@ -36,9 +36,6 @@ with open(sys.argv[1], "w") as file:
 """
 """Of a CUDA build ``import torch`` fails without the CUDA libraries; its version file does not."""
 
-_ASCEND_BUILD: Final = {"COMPILE_CUSTOM_KERNELS": "0", "SOC_VERSION": "ascend910b1"}
-"""Without them the build looks for CANN and for an NPU (vllm-ascend 0.30.0rc2 ``setup.py``)."""
-
 
 class InstallObserver:
     """Does nothing; a user interface overrides what it shows."""
@@ -181,10 +178,8 @@ class _Builder:
         listed = self._layout.home / f"{step.name}.txt"
         with writing(listed):
             listed.write_text("".join(f"{line}\n" for line in step.packages), encoding="utf-8")
-        build = step.name == "vllm-ascend"
-        command = ["install", "--no-deps", *options, "--requirement", str(listed)]
-        command += ["--no-build-isolation"] * build
-        self._pip(*command, **(_ASCEND_BUILD if build else {}))
+        words = ("--no-deps", *step.options, *options, "--requirement", str(listed))
+        self._pip("install", *words, **dict(step.env))
 
     def _install_torch(self, step: Step) -> None:
         index = self._plan.torch_index

@@ -14,6 +14,9 @@ _REQUIREMENTS: Final = Path(__file__).resolve().parent.parent / "requirements" /
 _STEPS_VERSION: Final = 1
 """Goes up where the steps change what they leave; the environment then gets another folder."""
 
+ASCEND_BUILD: Final = (("COMPILE_CUSTOM_KERNELS", "0"), ("SOC_VERSION", "ascend910b1"))
+"""Without them the build looks for CANN and for an NPU (vllm-ascend 0.30.0rc2 ``setup.py``)."""
+
 _SMOKE: Final = """
 import importlib.metadata as metadata, json, platform, sys
 import torch, vllm, vllm_ascend.quantization
@@ -40,12 +43,16 @@ class Step:
         what: What it does, for people.
         nbytes: What it adds to the environment, about.
         packages: The pinned packages that pip installs in it.
+        options: More words for pip.
+        env: Names and values that a build goes by.
     """
 
     name: str
     what: str
     nbytes: int
     packages: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,14 @@ class Pins:
             Step("torch", f"{torch}, the build for the CPU", 800_000_000, (torch,)),
             Step("packages", f"{len(others)} packages that they need", 1_350_000_000, others),
             Step("vllm", vllm, 518_000_000, (vllm,)),
-            Step("vllm-ascend", f"{ascend}, built without its kernels", 25_000_000, (ascend,)),
+            Step(
+                "vllm-ascend",
+                f"{ascend}, built without its kernels",
+                25_000_000,
+                (ascend,),
+                ("--no-build-isolation",),
+                ASCEND_BUILD,
+            ),
             Step("registrations", "the names that vllm looks up", 0),
             Step("check", "import all of it and run on this processor", 0),
         )
