@@ -107,6 +107,9 @@ def test_bf16_weights_load_without_the_flag_alone(source: Recorded) -> None:
     }
 
 
+EVERY_FILE: Final = ("0.26", "0.30")
+"""These refuse a folder without a file that the index names."""
+
 HEAD: Final = f"loads; the draft fails: KeyError '{MTP}head.weight'"
 DRAFT_LOST: Final = (
     "loads; the draft loads, wrong in silence: acceptance 0, uninitialised tensors: "
@@ -151,7 +154,7 @@ MEASURED: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "no description": ("no description", everywhere(f"fails: no {DESCRIPTION} to be read")),
     "no MTP count": (
         "no num_nextn_predict_layers",
-        everywhere(f"fails: no place for {MTP}"),
+        everywhere(f"fails: no place for {MTP}") | dict.fromkeys(EVERY_FILE, "loads"),
     ),
     "a router bias": (
         "a router bias absent",
@@ -260,12 +263,33 @@ def test_static_shared_experts_fail_from_023_on(folder: Path) -> None:
 
 def test_the_head_is_looked_up_as_a_linear_in_no_group(folder: Path) -> None:
     undescribe("lm_head.")(folder)
-    assert texts(folder) == everywhere("fails: KeyError 'lm_head.weight'") | {"0.30": LOADS}
+    error = "fails: KeyError 'lm_head.weight'"
+    assert texts(folder) == everywhere(error) | {"0.23": LOADS, "0.30": LOADS}
 
 
-def test_a_quantized_head_fails(folder: Path) -> None:
+def test_no_head_is_tied_to_the_embedding(tmp_path: Path) -> None:
+    source = build_checkpoint(tmp_path / "source", tie_word_embeddings=True)
+    quantize(source.folder, tmp_path / "GLM", "--add-mtp")
+    for version in ("0.23", "0.30"):
+        text = texts(tmp_path / "GLM")[version]
+        assert text == "loads, wrong in silence: uninitialised tensors: lm_head.weight"
+
+
+def test_a_head_may_be_int8_to_the_loaders(folder: Path) -> None:
+    DEFECTS["a quantized head"].apply(folder)
+    assert texts(folder) == everywhere(LOADS)
+
+
+def test_a_float_head_that_is_described_as_int8_has_no_scale(folder: Path) -> None:
     describe_as("lm_head.", "W8A8_DYNAMIC")(folder)
-    assert texts(folder) == everywhere("fails: lm_head as 'W8A8_DYNAMIC'")
+    assert texts(folder) == everywhere(
+        "loads, wrong in silence: uninitialised tensors: lm_head.weight_scale"
+    )
+
+
+def test_a_head_of_an_unknown_type_fails(folder: Path) -> None:
+    describe_as("lm_head.", "W3")(folder)
+    assert texts(folder) == everywhere("fails: no scheme for the type 'W3' of lm_head")
 
 
 def test_a_norm_of_another_shape_fails(folder: Path) -> None:
@@ -276,8 +300,13 @@ def test_a_norm_of_another_shape_fails(folder: Path) -> None:
 
 def test_a_float_model_notices_what_is_missing(source: Recorded, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(source.folder, tmp_path / "GLM"))
-    (folder / source.shard_of["lm_head.weight"]).unlink()
-    for verdict in judged(folder).values():
+    shard = source.shard_of["lm_head.weight"]
+    (folder / shard).unlink()
+    for version, verdict in judged(folder).items():
+        if version in EVERY_FILE:
+            error = f"fails: FileNotFoundError: {shard}, named in the index"
+            assert verdict.without_flag.text == error
+            continue
         assert verdict.without_flag.text.startswith("fails: ValueError: ")
         assert verdict.without_flag.text.endswith(" not initialized")
 
@@ -331,12 +360,72 @@ def test_an_index_of_bf16_shards_that_are_gone_leaves_no_weights(
     assert texts(made) == everywhere("fails: no weights")
 
 
-def test_a_shard_that_is_not_there_is_not_noticed(folder: Path) -> None:
-    (folder / "model-00002-of-00003.safetensors").unlink()
-    assert all(
-        text.startswith("loads, wrong in silence: uninitialised tensors: ")
-        for text in texts(folder).values()
-    )
+def test_a_shard_that_is_not_there_is_noticed_from_026_on(folder: Path) -> None:
+    shard = folder / "model-00002-of-00003.safetensors"
+    shard.unlink()
+    for version, text in texts(folder).items():
+        if version in EVERY_FILE:
+            assert text == f"fails: FileNotFoundError: {shard.name}, named in the index"
+        else:
+            assert text.startswith("loads, wrong in silence: uninitialised tensors: ")
+
+
+@pytest.mark.parametrize("name", ["a shard as a dead link", "a folder in a shard's place"])
+def test_what_is_no_file_is_opened_all_the_same(folder: Path, name: str) -> None:
+    DEFECTS[name].apply(folder)
+    assert {text.partition(" is no file")[2] for text in texts(folder).values()} == {
+        " that can be read"
+    }
+
+
+def test_an_index_that_is_no_json_is_noticed(folder: Path) -> None:
+    DEFECTS["an index that is no JSON"].apply(folder)
+    assert texts(folder) == everywhere(f"fails: {INDEX} is no index that can be read")
+
+
+def test_a_key_twice_is_no_error_to_an_engine(folder: Path) -> None:
+    DEFECTS["a key twice in the description"].apply(folder)
+    assert texts(folder) == everywhere(LOADS)
+
+
+def test_a_file_called_consolidated_is_the_only_one_that_is_read(folder: Path) -> None:
+    DEFECTS["a stray consolidated.safetensors"].apply(folder)
+    assert {text.partition(": uninit")[0] for text in texts(folder).values()} == {
+        "loads, wrong in silence"
+    }
+
+
+def test_one_tensor_of_a_fused_parameter_is_enough_to_count_as_loaded(folder: Path) -> None:
+    DEFECTS["one MTP expert absent"].apply(folder)
+    for version in VERSIONS[1:]:
+        draft = judged(folder)[version].without_flag.draft
+        assert draft is not None
+        assert draft.fate is Fate.WRONG
+
+
+def test_a_norm_bias_that_is_only_described_is_missed_where_missing_ones_are(folder: Path) -> None:
+    DEFECTS["a norm.bias key in the description"].apply(folder)
+    for version in VERSIONS[1:]:
+        draft = judged(folder)[version].without_flag.draft
+        assert draft is not None
+        assert draft.fate is Fate.FAILS
+
+
+def test_a_bias_of_an_expert_is_dropped_by_030_alone(folder: Path) -> None:
+    name = DEFECTS["a bias at an expert"].apply(folder)
+    assert {text.startswith(f"fails: no place for {name}") for text in texts(folder).values()} == {
+        True,
+        False,
+    }
+    assert texts(folder)["0.30"] == LOADS
+
+
+def test_a_quantization_config_without_a_method_is_taken_for_theirs(
+    source: Recorded, tmp_path: Path
+) -> None:
+    quantize(source.folder, tmp_path / "GLM", "--add-mtp", "--embed-quant-config")
+    DEFECTS["a quantization_config without quant_method"].apply(tmp_path / "GLM")
+    assert {each.without_flag.text for each in judged(tmp_path / "GLM").values()} == {LOADS}
 
 
 def test_a_broken_shard_is(folder: Path) -> None:

@@ -100,7 +100,19 @@ def open_subject(source: FolderSource) -> Subject:
         CheckpointError: Nothing in the folder tells of a model.
         StorageError: The folder cannot be read.
     """
-    found = survey(source)
+    return subject_of(source, survey(source))
+
+
+def subject_of(source: FolderSource, found: Survey) -> Subject:
+    """The subject of what was read of a folder.
+
+    Args:
+        source: The folder.
+        found: What was read of it.
+
+    Raises:
+        CheckpointError: Nothing in it tells of a model.
+    """
     identity = identify(found)
     config, config_error = _read_config(found)
     shards = found.engine_shards

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from glmquant.description import DESCRIPTION_FILE, embedded_config
+from glmquant.description import DESCRIPTION_FILE
 from glmquant.glm4_moe import (
     ARCHITECTURE,
     MAX_TENSORS,
@@ -19,6 +19,7 @@ from glmquant.glm4_moe import (
     mtp_layers,
 )
 from glmquant.survey import printable
+from glmquant.verify.engines.reading import Reading, read_as_engine
 from glmquant.verify.engines.rules import (
     Engine,
     Fate,
@@ -26,19 +27,34 @@ from glmquant.verify.engines.rules import (
     Trouble,
     copies,
     lookups,
+    noticed,
     shapes,
     some,
     tensors,
 )
 from glmquant.verify.files.anatomy import Anatomy, dissect, linears_of
+from glmquant.verify.files.names import NORM_BIAS
 from glmquant.verify.subject import Subject
 
 ENGINES: Final = (
     Engine("0.13", detects=False, sorts=False, has_static_shared=True),
     Engine("0.18", asks_for_head=True, has_static_shared=True),
-    Engine("0.23"),
-    Engine("0.26", asks_for_head=True),
-    Engine("0.30", guesses=True, takes_method_alone=True),
+    Engine("0.23", guesses_head=True),
+    Engine(
+        "0.26",
+        asks_for_head=True,
+        wants_every_file=True,
+        assumes_mtp=True,
+    ),
+    Engine(
+        "0.30",
+        guesses=True,
+        guesses_head=True,
+        takes_method_alone=True,
+        wants_every_file=True,
+        assumes_mtp=True,
+        drops_expert_biases=True,
+    ),
 )
 
 
@@ -144,7 +160,10 @@ def predict(subject: Subject, anatomy: Anatomy | None = None) -> tuple[Verdict, 
     Returns:
         A verdict a version, the oldest first.
     """
-    judge = _Judge(subject, anatomy or dissect(subject))
+    read = read_as_engine(subject)
+    if anatomy is None or read.subject is not subject:
+        anatomy = dissect(read.subject)
+    judge = _Judge(read, anatomy)
     return tuple(
         Verdict(engine.version, judge.run(engine, True), judge.run(engine, False))
         for engine in ENGINES
@@ -154,23 +173,26 @@ def predict(subject: Subject, anatomy: Anatomy | None = None) -> tuple[Verdict, 
 class _Judge:
     """Holds what was worked out for one description, for the versions that believe it too."""
 
-    def __init__(self, subject: Subject, anatomy: Anatomy) -> None:
-        self._subject = subject
+    def __init__(self, read: Reading, anatomy: Anatomy) -> None:
+        self._read = read
+        self._subject = read.subject
         self._anatomy = anatomy
-        self._known: dict[str, tuple[Model, list[Trouble]]] = {}
+        self._known: dict[tuple[str, int], tuple[Model, list[Trouble]]] = {}
         self._shapes: dict[int, list[Trouble]] = {}
 
     def run(self, engine: Engine, has_flag: bool) -> Run:
         """What becomes of target and draft."""
-        if refusal := self._refusal():
+        if refusal := self._refusal() or self._absent(engine):
             return Run(Outcome(Fate.FAILS, (refusal,)), None)
         which = self._believed(engine, has_flag)
         if which not in ("file", "embedded", "none"):
             return Run(Outcome(Fate.FAILS, (which,)), None)
-        model, troubles = self._troubles(which)
-        target = _outcome(troubles, engine, is_draft=False)
         config = self._subject.config
-        announced = config.num_nextn_predict_layers if config else 0
+        announced = (config.num_nextn_predict_layers if config else 0) or 0
+        says_nothing = "num_nextn_predict_layers" not in self._subject.found.config
+        layers = 1 if says_nothing and engine.assumes_mtp else announced
+        model, troubles = self._troubles(which, layers)
+        target = _outcome(troubles, engine, is_draft=False)
         if target.fate is Fate.FAILS or not announced:
             return Run(target, None)
         # The draft's own quantization is None without the flag, and missing tensors are then seen.
@@ -187,12 +209,21 @@ class _Judge:
         if subject.config is None:
             key, message = subject.config_error or ("config.json", "")
             return printable(f"{key}: {message}", 200)
+        if self._read.refusal:
+            return self._read.refusal
         if subject.config.tensor_bound > MAX_TENSORS:
             return "config.json calls for more tensors than any GLM-4.x has"
         named = set(subject.found.weight_map.values()) if subject.has_index else None
         if broken := [name for name in subject.found.broken if named is None or name in named]:
             return f"{printable(broken[0])} cannot be read"
         return None if subject.tensors else "no weights"
+
+    def _absent(self, engine: Engine) -> str | None:
+        """Why a version that wants every file of the index refuses the folder."""
+        absent = list(self._read.absent)
+        if not absent or not engine.wants_every_file:
+            return None
+        return f"FileNotFoundError: {some(absent)}, named in the index"
 
     def _believed(self, engine: Engine, has_flag: bool) -> str:
         """Where the engine takes the description from, or the error without one.
@@ -205,39 +236,41 @@ class _Judge:
         embedded = self._subject.found.config.get("quantization_config")
         file = objects.get(DESCRIPTION_FILE)
         if embedded is not None:
-            if not isinstance(embedded, dict) or embedded.get("quant_method") != "ascend":
+            # Without a method in it, vllm-ascend takes it for its own.
+            ours = ("ascend", "", None)
+            if not isinstance(embedded, dict) or embedded.get("quant_method") not in ours:
                 return "quantization_config in config.json is another tool's, or no object"
             if embedded.keys() == {"quant_method"}:
                 is_enough = engine.takes_method_alone and file is not None
                 return "file" if is_enough else "KeyError: quantization_config holds no types"
-            if file is not None and embedded != embedded_config(file):
+            # What it says counts, where it says something of all that the file does.
+            if file is not None and not file.keys() <= embedded.keys():
                 return "KeyError: quantization_config holds a part of the description"
             return "embedded"
         if file is None:
             return f"no {DESCRIPTION_FILE} to be read" if has_flag else "none"
         return "file" if has_flag or engine.detects else "none"
 
-    def _troubles(self, which: str) -> tuple[Model, list[Trouble]]:
-        if which not in self._known:
+    def _troubles(self, which: str, layers: int) -> tuple[Model, list[Trouble]]:
+        if (which, layers) not in self._known:
             found = self._subject.found
             sources = {
                 "file": found.objects.get(DESCRIPTION_FILE),
                 "embedded": found.config.get("quantization_config"),
                 "none": None,
             }
-            model = self._model(sources[which])
+            model = self._model(sources[which], layers)
             rules = [tensors, copies] if model.types is None else [lookups, tensors, copies]
             troubles = [trouble for rule in rules for trouble in rule(model)]
             if id(model.linears) not in self._shapes:  # the same with and without a description
                 self._shapes[id(model.linears)] = list(shapes(model))
-            self._known[which] = model, troubles + self._shapes[id(model.linears)]
-        return self._known[which]
+            self._known[which, layers] = model, troubles + self._shapes[id(model.linears)]
+        return self._known[which, layers]
 
-    def _model(self, types: dict[str, Any] | None) -> Model:
+    def _model(self, types: dict[str, Any] | None, announced: int) -> Model:
         subject, anatomy = self._subject, self._anatomy
         config = subject.config
         assert config is not None  # noqa: S101 - refused before
-        announced = config.num_nextn_predict_layers or 0
         expected, linears = anatomy.expected, anatomy.linears
         is_same = not anatomy.contradictions and len(anatomy.mtp_layers) == announced
         is_known = types is None or types is _types(subject)
@@ -253,12 +286,9 @@ class _Judge:
         outcome = _outcome(troubles, engine, is_draft=True)
         if outcome.fate is Fate.FAILS:
             return outcome
-        lost = [
-            name
-            for name, tensor in model.expected.items()
-            if tensor.is_required and model.is_draft(name) and name not in model.subject.tensors
-        ]
-        # engine-on-cpu.md: MTP tensors absent.
+        lost = noticed(model, is_draft=True)
+        if not lost and model.types:  # such a key gives every norm a bias, which is then missed
+            lost = [key for key in model.types if NORM_BIAS in key][:1]
         if lost and not has_own:
             return Outcome(Fate.FAILS, (f"ValueError: {some(lost)} not initialized",))
         return outcome

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from glmquant.glm4_moe import ExpectedTensor
 from glmquant.survey import printable
@@ -27,6 +27,9 @@ from glmquant.verify.files.names import NORM_BIAS, is_router_bias
 from glmquant.verify.files.rotation import rotation_keys
 from glmquant.verify.subject import LINEAR_SUFFIXES, Subject
 
+_FUSED: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears that are one parameter to the engine."""
+
 
 class Engine(NamedTuple):
     """A version of vllm-ascend, and what its loader does differently.
@@ -37,7 +40,12 @@ class Engine(NamedTuple):
         sorts: It reads shards in natural order (0.18), not in that of the file system.
         asks_for_head: It looks up ``shared_head.head.weight`` (0.14 to 0.22, 0.24 to 0.26).
         guesses: A linear without an entry is float to it, where it is in no fused group.
+        guesses_head: So is a head without an entry.
         takes_method_alone: ``{"quant_method": "ascend"}`` in config.json is enough.
+        wants_every_file: It refuses a folder without a weight file that the index names (0.26).
+        assumes_mtp: Without a word of it in config.json there is an MTP layer to it: so says the
+            transformers that it asks for (5.14.1).
+        drops_expert_biases: As those of other modules without one (0.30); before, an error.
         has_static_shared: Static shared experts run: from 0.23 on they are always dynamic.
     """
 
@@ -46,8 +54,12 @@ class Engine(NamedTuple):
     sorts: bool = True
     asks_for_head: bool = False
     guesses: bool = False
+    guesses_head: bool = False
     takes_method_alone: bool = False
     has_static_shared: bool = False
+    wants_every_file: bool = False
+    assumes_mtp: bool = False
+    drops_expert_biases: bool = False
 
 
 class Fate(str, Enum):
@@ -156,19 +168,30 @@ def lookups(model: Model) -> Iterator[Trouble]:
         if f"{prefix}shared_head.head.weight" not in types:
             error = f"KeyError '{prefix}head.weight'"
             yield Trouble(True, Fate.FAILS, error, lambda engine: engine.asks_for_head)
-    if "lm_head.weight" in model.expected:
-        kind = types.get("lm_head.weight")
-        # Read: vllm-ascend's get_quant_method asks for every VocabParallelEmbedding that has a
-        # quantization config, as for a linear in no fused group.
-        if kind is None:
-            error = "KeyError 'lm_head.weight'"
-            yield Trouble(False, Fate.FAILS, error, lambda engine: not engine.guesses)
-        elif kind != FLOAT:
-            yield Trouble(False, Fate.FAILS, f"lm_head as {printable(repr(kind), 60)}")
+    yield from _lookup_of_head(model, types.get("lm_head.weight"))
     if any(NORM_BIAS in key for key in types):
         for is_draft in (False, True):
             text = f"a key with {NORM_BIAS} gives every RMSNorm a bias"
             yield Trouble(is_draft, Fate.WRONG, text)
+
+
+def _lookup_of_head(model: Model, kind: object) -> Iterator[Trouble]:
+    """The head is looked up as a linear in no fused group is, and may be int8."""
+    tensors = model.subject.tensors
+    if kind is None:
+        error = "KeyError 'lm_head.weight'"
+        yield Trouble(False, Fate.FAILS, error, lambda engine: not engine.guesses_head)
+        return
+    if not isinstance(kind, str) or kind not in KNOWN_TYPES:
+        text = printable(f"no scheme for the type {kind!r} of lm_head", 200)
+        yield Trouble(False, Fate.FAILS, text)
+        return
+    parts = {FLOAT: (), DYNAMIC: ("weight_scale",), STATIC: STATIC_PARTS}[kind]
+    if kind == FLOAT and "lm_head.weight_scale" in tensors:
+        yield Trouble(False, Fate.FAILS, "no place for lm_head.weight_scale")
+    lost = [f"lm_head.{part}" for part in parts if f"lm_head.{part}" not in tensors]
+    if lost:
+        yield Trouble(False, Fate.WRONG, f"uninitialised tensors: {some(lost)}")
 
 
 def tensors(model: Model) -> Iterator[Trouble]:
@@ -187,6 +210,17 @@ def tensors(model: Model) -> Iterator[Trouble]:
             elif model.is_draft(name):
                 what = "acceptance 0, uninitialised tensors"
             found.setdefault((model.is_draft(name), what), []).append(name)
+    # The draft's head is read from the target's, where it has none of its own. vLLM's classes tie
+    # no head to the embedding, whatever config.json says.
+    heads = [f"{prefix}shared_head.head.weight" for prefix in model.draft_prefixes]
+    there = model.subject.tensors
+    if "lm_head.weight" not in there:
+        if "lm_head.weight" not in model.expected:
+            found.setdefault((False, "uninitialised tensors"), []).append("lm_head.weight")
+        what = "acceptance 0, uninitialised tensors"
+        for head in heads:
+            if head not in there:
+                found.setdefault((True, what), []).append(head)
     for (is_draft, what), names in found.items():
         fate = Fate.FAILS if what.startswith("no place") else Fate.WRONG
         yield Trouble(is_draft, fate, f"{what}: {some(names)}")
@@ -226,8 +260,47 @@ def _judge_linear(model: Model, linear: Linear, found: dict[tuple[bool, str], li
         # A dynamic linear's offset is not in the formula.
         needed = ("weight_scale",) if kind == DYNAMIC else STATIC_PARTS
         for suffix in needed:
-            if suffix not in linear.parts:
+            if suffix not in linear.parts and not _shares(model, linear, suffix):
                 note(f"uninitialised {suffix}", suffix)
+
+
+def _shares(model: Model, linear: Linear, suffix: str) -> bool:
+    """Whether another linear of a fused group fills the one slot that they have for it."""
+    if suffix not in ("input_scale", "input_offset"):
+        return False
+    module, _, part = linear.name.rpartition(".")
+    group = next((each for each in _FUSED if part in each), ())
+    others = (model.linears.get(f"{module}.{each}") for each in group)
+    return any(other is not None and suffix in other.parts for other in others)
+
+
+def noticed(model: Model, *, is_draft: bool) -> list[str]:
+    """Required tensors whose absence is an error where missing ones are tracked.
+
+    That is by the engine's own parameters: one of a fused group or of a layer's experts is enough
+    for it to count as loaded.
+    """
+    there = model.subject.tensors
+    filled = {_parameter(name) for name in there}
+    return [
+        name
+        for name, tensor in model.expected.items()
+        if tensor.is_required
+        and name not in there
+        and model.is_draft(name) is is_draft
+        and _parameter(name) not in filled
+    ]
+
+
+def _parameter(name: str) -> str:
+    """What a tensor is loaded into."""
+    module, _, suffix = name.rpartition(".")
+    head, _, part = module.rpartition(".")
+    is_expert = ".mlp.experts." in head
+    if is_expert:
+        head = head[: head.index(".experts.") + len(".experts")]
+    group = next((each for each in _FUSED if part in each), (part,))
+    return ".".join((head, group[0], suffix)) if is_expert or len(group) > 1 else name
 
 
 def _unplaced(model: Model) -> Iterator[Trouble]:
@@ -243,17 +316,22 @@ def _unplaced(model: Model) -> Iterator[Trouble]:
             if suffix is not None and not model.is_draft(linear.name):
                 yield Trouble(False, Fate.FAILS, f"KeyError '….{suffix}': no description is read")
                 return
-        lost = [
-            name
-            for name, tensor in model.expected.items()
-            if tensor.is_required and name not in model.subject.tensors and not model.is_draft(name)
-        ]
-        if lost:
+        if lost := noticed(model, is_draft=False):
             yield Trouble(False, Fate.FAILS, f"ValueError: {some(lost)} not initialized")
     for name in sorted(model.subject.tensors.keys() - model.expected.keys()):
         module, _, suffix = name.rpartition(".")
+        if suffix == "bias" and ".mlp.experts." in module:
+            text = f"no place for {printable(name, 200)}"
+            yield Trouble(
+                model.is_draft(name),
+                Fate.FAILS,
+                text,
+                lambda engine: not engine.drops_expert_biases,
+            )
         if suffix == "bias" or (suffix in LINEAR_SUFFIXES and module in model.linears):
             continue
+        if module == "lm_head" and suffix in LINEAR_SUFFIXES and model.types is not None:
+            continue  # see _lookup_of_head
         # A draft's unknown tensors are the draft's error, all others the target's.
         yield Trouble(model.is_draft(name), Fate.FAILS, f"no place for {printable(name, 200)}")
 
