@@ -1,0 +1,1 @@
+"""Runs in the Python of a pair of vLLM and vllm-ascend; imports nothing of glmquant."""
