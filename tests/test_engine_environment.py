@@ -209,6 +209,7 @@ def test_the_steps_run_in_order_and_leave_a_usable_environment(
     assert steps.seen == []
     (event,) = glmquant("engine", "status", "--json").events
     assert event.pop("nbytes") > 5_000_000
+    assert {each["state"] for each in event.pop("loaders")} == {"absent"}
     assert event == {key: text for key, text in ABSENT.items() if key != "nbytes"} | {
         "home": str(home),
         "state": "complete",
@@ -235,6 +236,7 @@ def test_the_steps_run_in_order_and_leave_a_usable_environment(
 
 def test_an_absent_environment_is_no_error(pins: Pins, glmquant: Run) -> None:
     (event,) = glmquant("engine", "status", "--json").events
+    assert {each["state"] for each in event.pop("loaders")} == {"absent"}
     assert event == ABSENT | {"home": str(folder_of(pins))}
     assert "engine: not installed" in glmquant("engine", "status").stdout
     assert glmquant("engine", "remove").stdout == "nothing to remove: there is no environment\n"

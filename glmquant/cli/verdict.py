@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glmquant.cli.behaviour import echo_behaviour
+from glmquant.cli.loads import echo_loads
 
 if TYPE_CHECKING:
     from glmquant.verify.engines.predict import Run
@@ -30,6 +31,7 @@ def report_fields(report: Report, step: str) -> dict[str, Any]:
         "verdict": report.verdict,
         "findings": [finding.fields() for finding in report.findings],
         "engines": [verdict.fields() for verdict in report.engines],
+        "loads": report.loads.fields() if report.loads else None,
         "roles": [figures.fields() for figures in report.figures],
         "int8": [figures._asdict() for figures in report.tensors],
         "behaviour": report.behaviour.fields() if report.behaviour else None,
@@ -55,6 +57,8 @@ def echo_report(report: Report, step: str) -> None:
     ]
     click.echo(f"{subject.found.name}: {', '.join(facts)}")
     _echo_engines(report)
+    if report.loads is not None:
+        echo_loads(report.loads)
     _echo_figures(report)
     if report.behaviour is not None:
         echo_behaviour(report.behaviour)

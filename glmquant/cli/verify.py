@@ -16,6 +16,7 @@ from glmquant.cli.verdict import echo_report, headline, report_fields
 
 if TYPE_CHECKING:
     from glmquant.verify.behaviour.check import Wish
+    from glmquant.verify.loads.check import LoadWish
     from glmquant.verify.run import Report
 
 
@@ -42,6 +43,19 @@ if TYPE_CHECKING:
     help="What runs the checkpoint. auto: vllm-ascend where there are NPUs; else the CPU engine "
     "of `glmquant engine install` if the checkpoint fits; else the reference model if torch is "
     "there and the checkpoint is below 1 GB; else nothing.",
+)
+@click.option(
+    "--load-matrix",
+    is_flag=True,
+    help="Let the unmodified loaders of several versions of vLLM and vllm-ascend load it on this "
+    "machine's CPU; `glmquant engine install --matrix` brings them. --engine is then none unless "
+    "it is given.",
+)
+@click.option(
+    "--versions",
+    metavar="0.23,0.30",
+    help="Which versions; what one of them does not load is then an error, else a warning.  "
+    "[default: all that are installed]",
 )
 @click.option(
     "--url",
@@ -107,6 +121,8 @@ def verify(
     source: str | None,
     deep: bool,
     engine: str,
+    load_matrix: bool,
+    versions: str | None,
     url: str | None,
     prompts: Path | None,
     speculative_tokens: int,
@@ -151,6 +167,9 @@ def verify(
     from glmquant.verify.run import next_command
     from glmquant.verify.run import verify as run
 
+    loads = _load_wish(load_matrix, versions)
+    if load_matrix and url is None and _is_left_out(ctx, "engine"):
+        engine = "none"
     path = choose_quantized(folder, "verify")
     wish = _wish(engine, url, prompts, speculative_tokens, min_acceptance, limit_seconds)
     if page is not None:
@@ -174,6 +193,7 @@ def verify(
                 tensor_parallel=tensor_parallel,
                 workers=workers,
                 wish=wish,
+                loads=loads,
                 observer=observer,
             )
     except (HubError, DiskSpaceError) as error:
@@ -199,6 +219,31 @@ def verify(
         raise report.failure
     if report.errors:
         ctx.exit(1)
+
+
+def _is_left_out(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+
+
+def _load_wish(load_matrix: bool, versions: str | None) -> LoadWish | None:
+    """Which loaders are to load it.
+
+    Raises:
+        UsageError: The options contradict each other, or the loaders are not there.
+    """
+    if not load_matrix and versions is None:
+        return None
+    from glmquant.errors import UsageError
+    from glmquant.verify.loads.check import wish_for
+
+    if not load_matrix:
+        raise UsageError(
+            "--versions says which loaders, and none is asked for",
+            where=f"--versions {versions}",
+            expected="--load-matrix beside it",
+            hint=f"glmquant verify DIR --load-matrix --versions {versions}",
+        )
+    return wish_for(versions)
 
 
 def _wish(

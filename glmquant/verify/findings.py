@@ -33,6 +33,7 @@ CODES: Final = {
     "B1": "the bytes are those that the manifest has digests of",
     "F2": "no file is narrower in its mode than its siblings",
     "P1": "the model divides by the tensor-parallel size",
+    "E6": "the loaders of vllm-ascend's versions take it, and a tensor fills every parameter",
     "E1": "the engine loads the checkpoint and answers",
     "E2": "greedy answers are the same with and without drafting",
     "E3": "draft tokens are accepted, as often as the source's",

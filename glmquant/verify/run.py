@@ -24,6 +24,8 @@ from glmquant.verify.files.anatomy import dissect
 from glmquant.verify.files.check import check_files
 from glmquant.verify.files.template import check_template
 from glmquant.verify.findings import CODES, Finding, Level, Severity
+from glmquant.verify.loads.check import LoadWish, check_loads
+from glmquant.verify.loads.matrix import LoadMatrix
 from glmquant.verify.remedies import SOURCE, naming_source
 from glmquant.verify.subject import Subject, open_subject
 from glmquant.verify.weights.check import check_source, check_values
@@ -57,6 +59,7 @@ class Report:
         lacks_mtp: The source has an MTP layer, the checkpoint has not.
         behaviour: What an engine did with the checkpoint; None where none was asked, or it failed.
         engine_log: The last lines of one that failed.
+        loads: What the loaders of vllm-ascend's versions did with it, where they were asked.
         failure: Why a server that runs already could not be asked.
     """
 
@@ -72,6 +75,7 @@ class Report:
     behaviour: Behaviour | None = None
     engine_log: tuple[str, ...] = ()
     failure: GlmquantError | None = None
+    loads: LoadMatrix | None = None
 
     @property
     def errors(self) -> int:
@@ -96,6 +100,7 @@ def verify(
     tensor_parallel: int | None = None,
     workers: int = 1,
     wish: Wish | None = None,
+    loads: LoadWish | None = None,
     observer: Observer | None = None,
 ) -> Report:
     """Judge a quantized checkpoint by what is on disk, and by what it does.
@@ -108,6 +113,7 @@ def verify(
         tensor_parallel: The size that the model has to be divided by.
         workers: Threads.
         wish: What engine is to be asked; None for none.
+        loads: The loaders of which versions are to load it; None for none.
         observer: Is told how far it is.
 
     Returns:
@@ -137,18 +143,24 @@ def verify(
     elif deep:
         levels.append(Level.VALUES)
         findings += check_values(subject, observer=observer, workers=workers).findings
+    engines = predict(subject, anatomy)
+    matrix = check_loads(subject, loads, engines, observer) if loads is not None else None
+    if matrix is not None:
+        findings += matrix.findings
     run = Run()
     if wish is not None and choice is not None:
         run = _behaviour(wish, choice, subject, source, findings, observer)
         findings += run.findings
         levels += [run.level] if run.level else []
         notes += (run.note,) if run.note else ()
+    if matrix is not None and Level.ENGINE not in levels:
+        levels.append(Level.ENGINE)
     return Report(
         subject=subject,
         source=source.source.shown if source else None,
         levels=tuple(levels),
         findings=_settled(findings, source),
-        engines=predict(subject, anatomy),
+        engines=engines,
         figures=figures,
         tensors=tensors,
         notes=notes,
@@ -156,6 +168,7 @@ def verify(
         behaviour=run.behaviour,
         engine_log=run.log,
         failure=run.failure,
+        loads=matrix,
     )
 
 

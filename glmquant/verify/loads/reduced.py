@@ -1,0 +1,154 @@
+"""A small copy of a checkpoint, for what does not fit into memory: its names, types and layers.
+
+It is made of headers, config.json and the description; no weight is read, all its values are
+zeros. Widths are small, and of the experts of a layer the first few are there. A tensor of a right
+shape has a right one in the copy, a wrong shape is a wrong one still.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, expected_tensors
+from glmquant.header import build_header
+from glmquant.storage import writing
+from glmquant.tensors import TensorRef, tensor_nbytes
+from glmquant.verify.files.linears import part_shapes
+from glmquant.verify.subject import LINEAR_SUFFIXES, Part, Subject
+
+EXPERTS: Final = 4
+"""So many are left of a layer: an engine looks up expert 0 alone, and two ranks take two each."""
+
+WIDTHS: Final = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 48,
+    "vocab_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+"""Each of another product, so that no transposed shape is right by accident; all divide by two."""
+
+_EXPERT: Final = re.compile(r"\.mlp\.experts\.(\d+)\.")
+
+
+def reduction_text(subject: Subject) -> str:
+    """What is reduced in a copy, in words.
+
+    Args:
+        subject: The checkpoint; ``can_be_reduced``.
+    """
+    there = subject.config.n_routed_experts if subject.config else 0
+    return (
+        "the checkpoint does not fit into memory; loaded was a copy of small widths, made from its "
+        "headers, config.json and description: the same names, types and layers, "
+        f"{min(there, EXPERTS)} of {there} experts of a layer; what is wrong in the others alone "
+        "is for the checks of the files"
+    )
+
+
+def can_be_reduced(subject: Subject) -> bool:
+    """Whether headers and config.json are there to make a copy from.
+
+    Args:
+        subject: The checkpoint.
+    """
+    return subject.config is not None and not subject.found.broken and bool(subject.tensors)
+
+
+def reduce_checkpoint(subject: Subject, folder: Path) -> None:
+    """Write a small copy into an empty folder.
+
+    Args:
+        subject: The checkpoint; ``can_be_reduced``.
+        folder: Where; it exists.
+
+    Raises:
+        StorageError: It cannot be written; DiskSpaceError where the disk is full.
+    """
+    config = subject.config
+    assert config is not None  # noqa: S101 - can_be_reduced
+    experts = min(config.n_routed_experts, EXPERTS)
+    changes = {key: min(width, getattr(config, key)) for key, width in WIDTHS.items()}
+    changes["n_routed_experts"] = experts
+    shapes = _Shapes(config, config.model_copy(update=changes))
+    for file, refs in subject.found.shards.items():
+        kept = [ref for ref in refs if _is_kept(ref.name, experts)]
+        _write_shard(folder / file, [(ref.name, ref.dtype, shapes.of(ref)) for ref in kept])
+    for name, content in subject.found.objects.items():
+        if name == CONFIG_FILE or name in subject.found.weight_maps:
+            continue
+        _write_json(folder / name, _thinned(content, experts))
+    for name, weights in subject.found.weight_maps.items():
+        listed = {each: file for each, file in weights.items() if _is_kept(each, experts)}
+        _write_json(folder / name, {"metadata": {}, "weight_map": listed})
+    told = dict(subject.found.config)
+    told |= {key: value for key, value in changes.items() if key in told}
+    chosen = told.get("num_experts_per_tok")
+    if isinstance(chosen, int) and chosen > experts:
+        told["num_experts_per_tok"] = experts
+    embedded = told.get("quantization_config")
+    if isinstance(embedded, dict):
+        told["quantization_config"] = _thinned(embedded, experts)
+    _write_json(folder / CONFIG_FILE, told)
+
+
+class _Shapes:
+    """The small shape of each tensor."""
+
+    def __init__(self, config: Glm4MoeConfig, small: Glm4MoeConfig) -> None:
+        count = config.num_nextn_predict_layers or 0
+        # One more layer, for MTP tensors that config.json does not announce.
+        self._wide = expected_tensors(config, count + 1)
+        self._small = expected_tensors(small, count + 1)
+        self._widths = {
+            wide: low
+            for name, tensor in self._small.items()
+            for wide, low in zip(self._wide[name].shape, tensor.shape, strict=True)
+        }
+
+    def of(self, ref: TensorRef) -> tuple[int, ...]:
+        linear, suffix = Part.of(ref.name)
+        name = f"{linear}.weight" if suffix in LINEAR_SUFFIXES and suffix != "bias" else ref.name
+        if suffix == "bias" and ref.name not in self._wide:
+            name = f"{linear}.weight"
+        wide, small = self._wide.get(name), self._small.get(name)
+        if wide is None or small is None:  # nobody has a place for it
+            return tuple(self._widths.get(count, min(count, 8)) for count in ref.shape)
+        right, low = wide.shape, small.shape
+        if name != ref.name:
+            right = part_shapes(right).get(suffix, right)
+            low = part_shapes(low).get(suffix, low)
+        if ref.shape == right:
+            return low
+        guessed = tuple(self._widths.get(count, min(count, 8)) for count in ref.shape)
+        return guessed if guessed != low else (*guessed[:-1], guessed[-1] + 2)
+
+
+def _is_kept(name: str, experts: int) -> bool:
+    found = _EXPERT.search(name)
+    return found is None or int(found[1]) < experts
+
+
+def _thinned(content: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """A description without the experts that are not there."""
+    return {name: value for name, value in content.items() if _is_kept(name, experts)}
+
+
+def _write_shard(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+    entries = list(tensors)
+    header, _ = build_header(entries)
+    nbytes = len(header) + sum(tensor_nbytes(dtype, shape) for _, dtype, shape in entries)
+    with writing(path), path.open("wb") as file:
+        file.write(header)
+        file.truncate(nbytes)  # zeros, that take no room
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with writing(path):
+        path.write_text(json.dumps(content), encoding="utf-8")

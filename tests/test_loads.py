@@ -1,0 +1,330 @@
+"""The loaders of vllm-ascend's versions, as far as it needs none of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmquant.errors import EngineError, UsageError
+from glmquant.runtime.environment.layout import Built
+from glmquant.runtime.matrix import (
+    PAIRS,
+    Case,
+    Model,
+    Unfilled,
+    Way,
+    choose_pairs,
+    find_pair,
+    run_cases,
+)
+from glmquant.runtime.matrix.environment import pair_pins
+from glmquant.source import FolderSource
+from glmquant.verify.engines.predict import ENGINES, Outcome, predict
+from glmquant.verify.engines.rules import Fate
+from glmquant.verify.loads.explain import differs, explained, lost, said
+from glmquant.verify.loads.reduced import EXPERTS, can_be_reduced, reduce_checkpoint
+from glmquant.verify.subject import open_subject
+from tests.builders import build_checkpoint
+from tests.conftest import Ran
+from tests.defects import (
+    DEFECTS,
+    DESCRIPTION,
+    MOE,
+    describe_as,
+    drop,
+    quantize,
+    read_shard,
+    recast,
+    undescribe,
+)
+
+OLD, NEW = ENGINES[0], ENGINES[-1]
+
+
+def test_the_pairs_are_the_versions_of_the_table() -> None:
+    assert [pair.version for pair in PAIRS] == [engine.version for engine in ENGINES]
+
+
+def test_versions_are_chosen_by_any_of_their_numbers_and_stay_in_order() -> None:
+    chosen = choose_pairs("0.30.0rc2, 0.13,0.13.0")
+    assert [pair.version for pair in chosen] == ["0.13", "0.30"]
+    assert choose_pairs(None) == PAIRS
+
+
+@pytest.mark.parametrize("text", ["", ",", "0.14", "0.23,0.3"])
+def test_another_version_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no loaders of that version"):
+        choose_pairs(text)
+
+
+def test_all_that_a_pair_installs_is_pinned_and_each_has_a_folder_of_its_own() -> None:
+    for pair in PAIRS:
+        pins = pair_pins(pair)
+        named = [line for step in pins.steps() for line in step.packages]
+        assert sorted(named) == sorted(pins.requirements)
+        assert all(line.count("==") == 1 for line in named)
+        assert pins.name.startswith(f"pair-py311-{pair.version}-")
+    assert len({pair_pins(pair).name for pair in PAIRS}) == len(PAIRS)
+
+
+def test_versions_alone_are_refused(glmquant: Callable[..., Ran], tmp_path: Path) -> None:
+    for words in (("verify", tmp_path), ("engine", "install")):
+        ran = glmquant(*words, "--versions", "0.23")
+        assert ran.exit_code == 2
+        assert "none is asked for" in ran.stderr
+
+
+def test_loaders_that_are_not_installed_are_said_with_the_command(
+    glmquant: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = glmquant("verify", tmp_path, "--load-matrix", "--versions", "0.23,0.30")
+    assert ran.exit_code == 2
+    assert "glmquant engine install --matrix --versions 0.23,0.30" in ran.stderr
+    ran = glmquant("verify", tmp_path, "--load-matrix")
+    assert ran.exit_code == 2
+    assert "none for 0.13, 0.18, 0.23, 0.26, 0.30" in ran.stderr
+
+
+def test_status_tells_of_every_loader(
+    glmquant: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMQUANT_ENGINE_HOME", str(tmp_path / "engines"))
+    (event,) = glmquant("engine", "status", "--json").events
+    assert [(each["version"], each["state"]) for each in event["loaders"]] == [
+        (pair.version, "absent") for pair in PAIRS
+    ]
+    assert glmquant("engine", "remove").stdout == "nothing to remove: there is no environment\n"
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Callable[[str], Built]:
+    """A Python in place of a pair's: its program runs with the given text in place of ours."""
+
+    def make(text: str) -> Built:
+        program = tmp_path / "python"
+        (tmp_path / "program.py").write_text(text)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/program.py "$3" "$4"\n')
+        program.chmod(0o755)
+        return Built(tmp_path, program, {})
+
+    return make
+
+
+def case(folder: Path) -> Case:
+    return Case("one", folder, Way(), has_draft=False, limit_seconds=5)
+
+
+def test_a_program_that_ends_is_told_of_with_its_last_words_and_leaves_nothing(
+    answering: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    built = answering("raise ImportError('no such \\x1b[31mmodule')")
+    with pytest.raises(EngineError) as caught:
+        list(run_cases(PAIRS[0], built, [case(tmp_path)]))
+    assert "ImportError: no such" in (caught.value.found or "")
+    assert "\x1b" not in str(caught.value)
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_answers_come_one_by_one_and_a_copy_is_made_where_its_end_is_cared_for(
+    answering: Callable[[str], Built], tmp_path: Path
+) -> None:
+    built = answering(
+        "import json, pathlib, sys, time\n"
+        "asked = pathlib.Path(sys.argv[1])\n"
+        "while not asked.exists(): time.sleep(0.02)\n"
+        "case, = json.loads(asked.read_text())\n"
+        "found = sorted(path.name for path in pathlib.Path(case['folder']).iterdir())\n"
+        "model = {'fate': 'fails', 'error': 'E', 'message': str(found), 'place': 'p'}\n"
+        "answer = {'case': 'one', 'target': model, 'draft': None, 'seconds': 1}\n"
+        "open(sys.argv[2], 'a').write(json.dumps(answer) + '\\n')\n"
+    )
+    made: list[Path] = []
+
+    def copy(folder: Path) -> None:
+        made.append(folder)
+        (folder / "config.json").write_text("{}")
+
+    (load,) = run_cases(PAIRS[0], built, [case(tmp_path)], copy)
+    assert load.target == Model("E", "['config.json']", "p")
+    assert not made[0].exists()
+
+
+def test_without_the_engine_no_pair_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GLMQUANT_ENGINE_HOME", str(tmp_path))
+    assert [find_pair(pair) for pair in PAIRS] == [None] * len(PAIRS)
+
+
+def unfilled(name: str, *, is_default: bool = False) -> Unfilled:
+    return Unfilled(name, 4, 4, is_default)
+
+
+def names(found: tuple[Unfilled, ...]) -> list[str]:
+    return [each.name for each in found]
+
+
+def test_only_parameters_that_are_computed_with_count_as_lost() -> None:
+    types = {
+        "model.layers.0.self_attn.q_proj.weight": "W8A8",
+        "model.layers.2.mlp.shared_experts.gate_proj.weight": "W8A8",
+    }
+    shared = "model.layers.2.mlp.shared_experts.gate_up_proj.weight_scale"
+    bias = f"{MOE}.gate.e_score_correction_bias"
+    model = Model(
+        None,
+        unfilled=(
+            unfilled("model.layers.1.mlp.down_proj.weight"),
+            unfilled("model.layers.1.mlp.down_proj.weight_offset"),
+            unfilled("model.layers.0.self_attn.qkv_proj.weight_scale"),
+            unfilled("model.layers.4.mtp_block.input_layernorm.bias", is_default=True),
+            unfilled("model.layers.4.mtp_block.input_layernorm.weight", is_default=True),
+            unfilled(bias, is_default=True),
+            unfilled(shared),
+        ),
+    )
+    always = [
+        "model.layers.1.mlp.down_proj.weight",
+        "model.layers.4.mtp_block.input_layernorm.weight",
+        bias,
+    ]
+    assert names(lost(model, OLD, types)) == always
+    assert names(lost(model, NEW, types)) == [*always, shared]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "meaning"),
+    [
+        ("KeyError", "'layers.2.mlp.experts.w2_weight_offset'", "no description is read"),
+        ("KeyError", "'model.layers.4.head.weight'", "has no entry"),
+        ("ValueError", "Following weights were not initialized from checkpoint", "not in the file"),
+        ("ValueError", "Not all shards of x are quantized with same quant type", "several types"),
+        ("NotImplementedError", "vLLM Ascend doesn't support W8A8 for moe.", "no scheme"),
+        ("FileNotFoundError", "Weight files referenced in index but missing", "not there"),
+        ("RuntimeError", "start (0) + length (24) exceeds dimension size (12).", "another shape"),
+        ("ZeroDivisionError", "division by zero", ""),
+    ],
+)
+def test_messages_are_explained(error: str, message: str, meaning: str) -> None:
+    model = Model(error, message, "vllm/x.py:1 f")
+    assert meaning in explained(model, None)
+    assert bool(meaning) == bool(explained(model, None))
+    assert explained(model, Outcome(Fate.FAILS, ("the reason",))) == "the reason"
+
+
+def test_an_engines_words_are_shown_on_a_line_that_a_terminal_may_have() -> None:
+    text = said(Model("KeyError", "one\n  two \x1b[31m" + "x" * 5000, "p"))
+    assert text.startswith("KeyError: one two ")
+    assert "\x1b" not in text
+    assert len(text) <= 310
+
+
+def test_the_rules_differ_where_one_loads_or_fills_what_the_other_does_not() -> None:
+    loads, fails = Model(None), Model("E")
+    right, wrong = Outcome(Fate.LOADS), Outcome(Fate.WRONG, ("uninitialised tensors: a",))
+    values = Outcome(Fate.WRONG, ("float tensors read as int8: a",))
+    failing = Outcome(Fate.FAILS, ("KeyError",))
+    later = Outcome(Fate.FAILS, ("at the first token: a",))
+    agreed = [
+        (right, loads, False),
+        (failing, fails, False),
+        (wrong, loads, True),
+        (values, loads, False),
+        (values, loads, True),
+        (later, loads, True),
+        (None, loads, False),
+        (right, None, False),
+    ]
+    assert not any(differs(*each) for each in agreed)
+    opposed = [
+        (right, fails, False),
+        (failing, loads, False),
+        (right, loads, True),
+        (wrong, loads, False),
+        (later, fails, False),
+    ]
+    assert all(differs(*each) for each in opposed)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A right checkpoint of eight experts, wider than its copy."""
+    source = build_checkpoint(
+        tmp_path / "GLM",
+        hidden_size=128,
+        intermediate_size=192,
+        moe_intermediate_size=80,
+        n_routed_experts=8,
+        head_dim=32,
+        num_experts_per_tok=6,
+        keep=False,
+    )
+    quantize(source.folder, tmp_path / "wide", "--add-mtp")
+    return tmp_path / "wide"
+
+
+def reduced(folder: Path, to: Path) -> Path:
+    subject = open_subject(FolderSource(folder))
+    assert can_be_reduced(subject)
+    to.mkdir()
+    reduce_checkpoint(subject, to)
+    return to
+
+
+def test_a_copy_has_the_same_names_types_and_layers_but_few_experts(
+    wide: Path, tmp_path: Path
+) -> None:
+    small = reduced(wide, tmp_path / "small")
+    for path in wide.glob("*.safetensors"):
+        there, here = read_shard(path), read_shard(small / path.name)
+        kept = {name for name in there if not any(f".experts.{n}." in name for n in (4, 5, 6, 7))}
+        assert here.keys() == kept
+        assert all(here[name][0] == there[name][0] for name in here)
+    described = json.loads((small / DESCRIPTION).read_bytes())
+    assert f"{MOE}.experts.{EXPERTS - 1}.up_proj.weight" in described
+    assert f"{MOE}.experts.{EXPERTS}.up_proj.weight" not in described
+    config = json.loads((small / "config.json").read_bytes())
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (4, 64)
+    assert config["num_experts_per_tok"] == EXPERTS
+
+
+def test_a_copy_of_a_right_checkpoint_is_right_to_the_rules(wide: Path, tmp_path: Path) -> None:
+    small = open_subject(FolderSource(reduced(wide, tmp_path / "small")))
+    there = open_subject(FolderSource(wide))
+    assert predict(small) == predict(there)
+    assert {run.with_flag.text for run in predict(small)} == {"loads, the draft too"}
+
+
+ATTENTION = "model.layers.1.self_attn"
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        recast(f"{ATTENTION}.q_proj.weight_scale", "F32", (128,)),
+        recast("model.layers.1.input_layernorm.weight", "BF16", (1, 128)),
+        drop(f"{MOE}.gate.e_score_correction_bias"),
+        undescribe(f"{ATTENTION}.o_proj."),
+        describe_as(f"{ATTENTION}.k_proj.", "FLOAT"),
+        DEFECTS["MTP at index N + 1"].apply,
+        DEFECTS["MTP keys absent from the description"].apply,
+    ],
+)
+def test_a_copy_has_the_defects_of_what_it_was_made_of(
+    wide: Path, tmp_path: Path, apply: Callable[[Path], str]
+) -> None:
+    apply(wide)
+    small = open_subject(FolderSource(reduced(wide, tmp_path / "small")))
+    fates = [run.with_flag.fate_text for run in predict(open_subject(FolderSource(wide)))]
+    assert [run.with_flag.fate_text for run in predict(small)] == fates
+    assert fates != ["loads, the draft too"] * 5
+
+
+def test_what_cannot_be_read_gives_no_copy(wide: Path) -> None:
+    (wide / "mtp.safetensors").write_bytes(b"\xff" * 100)
+    assert not can_be_reduced(open_subject(FolderSource(wide)))
