@@ -1,0 +1,356 @@
+"""The genuine loaders of vLLM and vllm-ascend, and the table of rules held against them.
+
+``GLMQUANT_TEST_MATRIX`` names the versions, ``GLMQUANT_TEST_MATRIX_ALL`` asks for every defect.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from glmquant.runtime.matrix import Case, Load, Pair, Way, choose_pairs, find_pair, run_cases
+from glmquant.source import FolderSource
+from glmquant.verify.engines.predict import ENGINES, predict
+from glmquant.verify.loads.explain import differs, explained, lost
+from glmquant.verify.subject import Subject, open_subject
+from tests.builders import LAYOUTS, build_checkpoint
+from tests.conftest import Ran
+from tests.defects import BASES, DEFECTS, MTP, RIGHT, quantize
+
+HOME: Final = os.environ.get("GLMQUANT_TEST_ENGINE_HOME")
+VERSIONS: Final = os.environ.get("GLMQUANT_TEST_MATRIX", "0.23,0.30")
+IS_ALL: Final = "GLMQUANT_TEST_MATRIX_ALL" in os.environ
+PAIRS: Final = choose_pairs(VERSIONS)
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+USUAL_DEFECTS: Final = (
+    "MTP at index N + 1",
+    "MTP keys absent from the description",
+    "MTP tensors absent but described",
+    "a 1-D scale",
+    "a bias at an expert",
+    "a key twice in the description",
+    "a norm missing everywhere",
+    "a norm.bias key in the description",
+    "a partial quantization_config",
+    "a quantization_config of quant_method alone",
+    "a quantization_config that says another type",
+    "a quantization_config without quant_method",
+    "a quantized head",
+    "a router bias absent",
+    "a shard as a dead link",
+    "a shard that is not there",
+    "a static shared expert",
+    "a stray consolidated.safetensors",
+    "an index that is no JSON",
+    "an input_scale missing",
+    "an unknown tensor",
+    "description says W8A8_DYNAMIC for MTP, tensors float",
+    "expert 3 float among int8 ones",
+    "no description",
+    "no num_nextn_predict_layers",
+    "one MTP expert absent",
+    "q in int8 and k float",
+    "static experts",
+    "the description lacks an o_proj",
+    "the description lacks the MTP layer's shared_head.head",
+    "the head missing everywhere",
+)
+"""One for each thing that the table says, or once said wrongly."""
+
+SEEN_BY_LOADING: Final = frozenset("DLMCFW")
+"""The letters of codes whose defects a loader can meet; side files and modes it does not read."""
+
+HANGS: Final = "a pipe in a shard's place"
+"""It waits for somebody to write into it."""
+
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.skipif(not HOME, reason="`tools/check matrix` builds the loaders that this asks"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _home() -> Iterator[None]:
+    os.environ["GLMQUANT_ENGINE_HOME"] = str(HOME)
+    yield
+    del os.environ["GLMQUANT_ENGINE_HOME"]
+
+
+def defects() -> list[str]:
+    """Names of those that are loaded."""
+    if not IS_ALL:
+        return [name for name in USUAL_DEFECTS if name in DEFECTS]
+    return [
+        name
+        for name, defect in DEFECTS.items()
+        if defect.level == "files" and defect.code[0] in SEEN_BY_LOADING and name != HANGS
+    ]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every folder that is loaded: right ones, and one for each defect."""
+    room = tmp_path_factory.mktemp("loads")
+    source = build_checkpoint(room / "source")
+    bases: dict[str, Path] = {}
+    made: dict[str, Path] = {}
+    for number, name in enumerate(defects()):
+        defect = DEFECTS[name]
+        if defect.base not in bases:
+            bases[defect.base] = room / f"base-{defect.base}"
+            if defect.base in BASES:
+                BASES[defect.base](source, bases[defect.base])
+            else:
+                embed = ["--embed-quant-config"] * (defect.base == "embedded")
+                quantize(source.folder, bases[defect.base], "--add-mtp", *embed)
+        made[name] = room / f"defect-{number}"
+        shutil.copytree(bases[defect.base], made[name])
+        defect.apply(made[name])
+    for number, (name, build) in enumerate(RIGHT.items()):
+        if IS_ALL or name in RIGHT_USUAL:
+            (room / f"right-{number}").mkdir()
+            made[name] = build(room / f"right-{number}")[0]
+    return made
+
+
+RIGHT_USUAL: Final = (
+    *(f"{recipe} of {layout}{mtp}"
+      for recipe in ("w8a8", "w8a8-full") for layout in LAYOUTS for mtp in (" with MTP", "")),
+    "the description in config.json",
+    "a head tied to the embedding",
+    "v1",
+    "v0 static",
+    "HF names of 4.7",
+)  # fmt: skip
+"""The release layouts, both recipes, with and without MTP; an embedded description; others'."""
+
+
+def subject_of(folder: Path) -> Subject:
+    return open_subject(FolderSource(folder))
+
+
+def cases_of(folders: dict[str, Path]) -> list[Case]:
+    """With the flag and without, each with a draft where config.json announces one."""
+    cases = []
+    for name, folder in folders.items():
+        config = subject_of(folder).config
+        has_draft = bool(config and config.num_nextn_predict_layers)
+        for has_flag in (True, False):
+            way = Way(has_flag=has_flag)
+            cases.append(Case(f"{name}|{has_flag}", folder, way, has_draft, limit_seconds=120))
+    return cases
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=[pair.version for pair in PAIRS])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    assert isinstance(request.param, Pair)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def loads(pair: Pair, folders: dict[str, Path]) -> list[Load]:
+    built = find_pair(pair)
+    assert built is not None, "tools/check matrix"
+    return list(run_cases(pair, built, cases_of(folders)))
+
+
+def test_the_table_says_what_the_loaders_do(
+    pair: Pair, folders: dict[str, Path], loads: list[Load]
+) -> None:
+    assert len(loads) == 2 * len(folders)
+    (engine,) = (each for each in ENGINES if each.version == pair.version)
+    opposed = []
+    for load in loads:
+        subject = subject_of(load.case.folder)
+        (verdict,) = (each for each in predict(subject) if each.version == pair.version)
+        run = verdict.with_flag if load.case.way.has_flag else verdict.without_flag
+        assert load.stopped is None, load
+        assert load.target is not None
+        for outcome, model in ((run.target, load.target), (run.draft, load.draft)):
+            gone = model is not None and lost(model, engine, subject.types)
+            if differs(outcome, model, bool(gone)):
+                opposed.append((load.case.name, outcome, model))
+    assert opposed == []
+
+
+def test_right_folders_load_with_every_parameter_filled(pair: Pair, loads: list[Load]) -> None:
+    (engine,) = (each for each in ENGINES if each.version == pair.version)
+    right = {load.case.name: load for load in loads if load.case.name.partition("|")[0] in RIGHT}
+    assert len(right) >= 2 * len(RIGHT_USUAL)
+    for name, load in right.items():
+        if name.startswith("a head tied"):
+            continue  # vLLM ties none: the table says so
+        if not (load.case.way.has_flag or engine.detects or name.startswith("the description in")):
+            assert load.target is not None
+            assert load.target.error == "KeyError"
+            continue
+        types = subject_of(load.case.folder).types
+        for model in (load.target, load.draft):
+            if model is None:
+                assert not load.case.has_draft
+                continue
+            assert model.error is None, (name, model)
+            assert lost(model, engine, types) == (), name
+            assert model.parameters > 10
+
+
+def test_most_failures_are_explained_by_their_message_alone(loads: list[Load]) -> None:
+    failed = [each for load in loads for each in (load.target, load.draft) if each and each.error]
+    assert len(failed) > 10
+    unexplained = {(each.error, each.message[:80]) for each in failed if not explained(each, None)}
+    assert len(unexplained) <= len(failed) // 5, unexplained
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    quantize(build_checkpoint(tmp_path / "source").folder, tmp_path / "GLM", "--add-mtp")
+    return tmp_path / "GLM"
+
+
+def verified(glmquant: Callable[..., Ran], folder: Path, *words: object) -> tuple[Ran, Any]:
+    ran = glmquant("verify", folder, "--load-matrix", *words, "--json")
+    return ran, ran.events[-1]
+
+
+def test_every_way_loads_on_every_version(glmquant: Callable[..., Ran], checkpoint: Path) -> None:
+    ran, event = verified(glmquant, checkpoint, "--versions", VERSIONS)
+    assert ran.exit_code == 0, ran.stderr
+    assert event["levels"] == ["files", "engine"]
+    assert [each["version"] for each in event["loads"]["versions"]] == [p.version for p in PAIRS]
+    for each in event["loads"]["versions"]:
+        assert each["failure"] is None
+        told = {
+            (way["quantization"], way["names_model"], way["tensor_parallel"]): way["verdict"]
+            for way in each["ways"]
+            if not way["expert_parallel"]
+        }
+        right = dict.fromkeys(told, "loads")
+        if each["version"] == "0.13":
+            right |= dict.fromkeys([(None, False, 1), (None, True, 1)], "fails")
+        assert told == right
+        assert len(each["ways"]) == 6
+    text = glmquant("verify", checkpoint, "--load-matrix", "--versions", PAIRS[-1].version).stdout
+    assert "--quantization ascend, TP 2, expert parallel  loads" in text
+
+
+def test_what_a_named_version_does_not_load_is_an_error_and_else_a_warning(
+    glmquant: Callable[..., Ran], checkpoint: Path
+) -> None:
+    DEFECTS["MTP keys absent from the description"].apply(checkpoint)
+    ran, event = verified(glmquant, checkpoint, "--versions", PAIRS[-1].version)
+    assert ran.exit_code == 1
+    (finding,) = [each for each in event["findings"] if each["code"] == "E6"]
+    assert finding["severity"] == "error"
+    assert finding["what"].startswith("the description has no entry for a weight")
+    assert finding["found"] == f"KeyError: '{MTP}self_attn.q_proj.weight'"
+    (version,) = event["loads"]["versions"]
+    assert {way["verdict"] for way in version["ways"]} == {"the draft fails"}
+    if len(PAIRS) < 3:
+        _, event = verified(glmquant, checkpoint)
+        assert {each["severity"] for each in event["findings"] if each["code"] == "E6"} == {
+            "warning"
+        }
+
+
+def test_parameters_that_no_tensor_fills_are_counted_and_named(
+    glmquant: Callable[..., Ran], checkpoint: Path
+) -> None:
+    DEFECTS["one MTP expert absent"].apply(checkpoint)
+    _, event = verified(glmquant, checkpoint, "--versions", PAIRS[-1].version)
+    (version,) = event["loads"]["versions"]
+    first = version["ways"][0]
+    assert first["verdict"] == "loads, 2 unfilled"
+    experts = [each for each in first["draft"]["unfilled"] if "w13_weight" in each["name"]]
+    assert [(each["elements"] * 4, each["is_default"]) for each in experts] == [
+        (experts[0]["of"], False)
+    ]
+    (finding,) = [each for each in event["findings"] if each["code"] == "E6"]
+    assert finding["found"].startswith("2 parameters that no tensor filled: ")
+
+
+def test_what_does_not_fit_is_judged_on_a_small_copy(
+    glmquant: Callable[..., Ran], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmquant.verify.loads.check._available_nbytes", lambda: 1000)
+    ran, event = verified(glmquant, checkpoint, "--versions", PAIRS[-1].version)
+    assert ran.exit_code == 0, event["findings"]
+    assert "a copy of small widths" in event["loads"]["copy"]
+    (version,) = event["loads"]["versions"]
+    assert {way["verdict"] for way in version["ways"]} == {"loads"}
+
+
+def test_time_and_memory_of_a_load_are_bounded(checkpoint: Path) -> None:
+    pair = PAIRS[-1]
+    built = find_pair(pair)
+    assert built is not None
+    usual = Case("usual", checkpoint, Way(), has_draft=True)
+    bounded = [
+        usual,
+        replace(usual, name="time", limit_seconds=0.01),
+        replace(usual, name="memory", limit_nbytes=1000),
+    ]
+    stopped = {load.case.name: load.stopped for load in run_cases(pair, built, bounded)}
+    assert stopped == {
+        "usual": None,
+        "time": "it took more than 0 s",
+        "memory": "it took more than 0.0 GB of memory",
+    }
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder of a short name: sockets may have to lie in one."""
+    with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_killed_command_leaves_no_process_and_no_file(checkpoint: Path, temporary: Path) -> None:
+    words = ["verify", str(checkpoint), "--load-matrix", "--versions", PAIRS[-1].version]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "glmquant", *words],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _until(lambda: any(temporary.glob("gq-*/cases.json")) or command.poll() is not None)
+        assert command.poll() is None
+    finally:
+        command.send_signal(signal.SIGKILL)
+        command.wait()
+    _until(lambda: not list(temporary.iterdir()) and not _processes(str(temporary)))
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _processes(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().decode("utf-8", "replace"))
+    return [each for each in found if text in each]
+
+
+def test_the_demo_loads(glmquant: Callable[..., Ran], demo_output: Path) -> None:
+    ran, event = verified(glmquant, demo_output, "--versions", PAIRS[0].version)
+    assert ran.exit_code == 0
+    assert event["verdict"] == "clean"
