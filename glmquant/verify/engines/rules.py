@@ -281,15 +281,13 @@ def noticed(model: Model, *, is_draft: bool) -> list[str]:
     for it to count as loaded.
     """
     there = model.subject.tensors
-    filled = {_parameter(name) for name in there}
-    return [
+    lost = [
         name
         for name, tensor in model.expected.items()
-        if tensor.is_required
-        and name not in there
-        and model.is_draft(name) is is_draft
-        and _parameter(name) not in filled
+        if tensor.is_required and name not in there and model.is_draft(name) is is_draft
     ]
+    filled = {_parameter(name) for name in there} if lost else set()
+    return [name for name in lost if _parameter(name) not in filled]
 
 
 def _parameter(name: str) -> str:
