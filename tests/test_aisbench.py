@@ -322,6 +322,16 @@ def test_verdicts_are_read_as_the_suite_gave_them_and_doubts_are_said(tmp_path: 
     assert empty == "1 replies held no answer that the suite finds"
 
 
+def test_why_requests_failed_is_told_without_the_colours_of_a_terminal(tmp_path: Path) -> None:
+    task, work = prepared(tmp_path, 2)
+    record(work, [("answer:7", "7", True, "stop"), None], 50.0)
+    (failed,) = work.rglob("*_failed.jsonl")
+    told = "[\x1b[1m\x1b[31mMODEL-DATA-003\x1b[0m] the reply is broken"
+    write_lines(failed, [{"id": 1, "error_info": told}])
+    (note,) = [each for each in AISBENCH.read(task, INSTALLED, work).notes if "failed" in each]
+    assert note.endswith("count as wrong: 1 x [MODEL-DATA-003] the reply is broken")
+
+
 def test_verdicts_that_do_not_add_up_to_the_accuracy_are_refused(tmp_path: Path) -> None:
     task, work = prepared(tmp_path, 2)
     record(work, [("7", "7", True, "stop"), ("8", "8", False, "stop")], 100.0)

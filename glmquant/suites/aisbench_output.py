@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ CAREFUL: Final = {
 }
 """The second figure, where answers are read with more care."""
 
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _MAX_ANSWER: Final = 200
 _NONE: Final = frozenset({"NULL", "None", "[]", ""})
 """What the scorers say where they find no answer."""
@@ -281,7 +283,8 @@ def _notes_on_answers(task: Task, items: Sequence[Item], answered: Mapping[Any, 
 
 def _reasons(failed: Sequence[Mapping[str, Any]]) -> str:
     """Why requests failed, the commonest first."""
-    counted = Counter(str(each.get("error_info") or "no reason given") for each in failed)
+    told = (str(each.get("error_info") or "") for each in failed)
+    counted = Counter(_COLOUR.sub("", text).strip() or "no reason given" for text in told)
     return "; ".join(
         f"{count:,} x {printable(reason, 200)}" for reason, count in counted.most_common(3)
     )
