@@ -23,6 +23,7 @@ class Reply:
         finish_reason: Why it ended.
         status: Of HTTP.
         pieces: In how many a stream comes.
+        has_choice: Whether there is one, as there should be.
     """
 
     content: str = ""
@@ -30,6 +31,7 @@ class Reply:
     finish_reason: str = "stop"
     status: int = 200
     pieces: int = 4
+    has_choice: bool = True
 
 
 @dataclass
@@ -100,7 +102,8 @@ def chatting(script: Script) -> Iterator[Script]:
                     "reasoning_content": reply.reasoning or None,
                 }
                 choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
-                self.send_json(200, {"id": "1", "choices": [choice], "usage": usage})
+                choices = [choice] if reply.has_choice else []
+                self.send_json(200, {"id": "1", "choices": choices, "usage": usage})
 
         def stream(self, reply: Reply, usage: dict[str, int]) -> None:
             self.send_response(200)

@@ -480,6 +480,19 @@ def test_the_genuine_aisbench_judges_gsm8k_as_counted_by_hand(
 
 
 @pytest.mark.suites
+def test_a_reply_without_a_choice_is_a_request_that_failed(
+    genuine: Installed, tmp_path: Path
+) -> None:
+    script = Script({"Apples": Reply("answer:8"), "Pears": Reply(has_choice=False)})
+    questions = {question: QUESTIONS[question] for question in list(QUESTIONS)[:2]}
+    measured = run(task_of(gsm8k(tmp_path, questions)), genuine, script, tmp_path / "a run")
+    assert [item.correct for item in measured.items] == [True, False]
+    (note,) = [each for each in measured.notes if "failed" in each]
+    assert "1 of 2 requests failed" in note and "a reply without a choice" in note
+    assert not [each for each in measured.notes if "no answer" in each]
+
+
+@pytest.mark.suites
 def test_the_genuine_aisbench_judges_gpqa_as_counted_by_hand(
     genuine: Installed, tmp_path: Path
 ) -> None:

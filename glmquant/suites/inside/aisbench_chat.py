@@ -21,12 +21,15 @@ class Chat(VLLMCustomAPIChat):
         super().__init__(**settings, api_key=os.environ.get(KEY_VARIABLE, ""))
 
     async def parse_text_response(self, json_content, output):
-        """Take what a reply holds, and note how it ended."""
+        """Take what a reply holds, and note how it ended; one that holds nothing is a failure."""
+        choices = json_content.get("choices")
+        if not choices:
+            raise ValueError("a reply without a choice")
         await super().parse_text_response(json_content, output)
-        reasons = [choice.get("finish_reason") for choice in json_content.get("choices", [])]
+        reasons = [choice.get("finish_reason") for choice in choices]
         note = {
             "uuid": output.uuid,
-            "finish_reason": reasons[0] if reasons else None,
+            "finish_reason": reasons[0],
             "output_tokens": output.output_tokens,
         }
         with REPLIES.open("a", encoding="utf-8") as file:
