@@ -716,6 +716,8 @@ def test_nobody_listens() -> None:
         (["http://127.0.0.1:9", "--only", "plain,all"], "there is no such request"),
         (["http://127.0.0.1:9", "--only", "plain", "--skip", "plain"], "nothing is left"),
         (["http://127.0.0.1:9", "--timeout", "nan"], "that is no time"),
+        (["http://127.0.0.1:9", "--timeout", "inf"], "that is no time"),
+        (["http://127.0.0.1:9", "--timeout", "1e400"], "that is no time"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_asked(words: list[str], said: str) -> None:

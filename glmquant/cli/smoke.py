@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,9 @@ from glmquant.cli.options import json_option
 if TYPE_CHECKING:
     from glmquant.smoke.causes import Service
     from glmquant.smoke.findings import Finding, Report
+
+MAX_SECONDS = 1_000_000
+"""Of a request: eleven days; a clock of the system overflows at some thousand times that."""
 
 
 @click.command(
@@ -85,8 +87,14 @@ def smoke(
     from glmquant.smoke.run import Wish
     from glmquant.smoke.run import smoke as run
 
-    if math.isnan(limit_seconds):
-        raise UsageError("that is no time", where="--timeout", expected="seconds", found="nan")
+    if not limit_seconds <= MAX_SECONDS:  # nan, too
+        raise UsageError(
+            "that is no time",
+            where="--timeout",
+            expected=f"seconds, {MAX_SECONDS:,} at most",
+            found=f"{limit_seconds:g}",
+            hint="--timeout 300",
+        )
     wish = Wish(
         checked_url(url, "smoke"),
         _names(only, skip),
