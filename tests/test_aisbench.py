@@ -152,13 +152,15 @@ def test_the_limit_takes_the_first_items(tmp_path: Path) -> None:
         ({"settings": {"top_q": "1"}}, "a setting of aisbench is wrong"),
         ({"settings": {"temperature": "hot"}}, "a setting of aisbench is wrong"),
         ({"mode": "serve", "folder": Path("/"), "requests": 7}, "fewer prompts than requests"),
+        ({"seed": 2**63}, "takes no such seed"),
     ],
 )
 def test_a_task_that_aisbench_cannot_do_is_refused(
     changes: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=told) as caught:
         AISBENCH.prepare(task_of(gsm8k(tmp_path), **changes), INSTALLED, tmp_path / "work")
+    assert caught.value.hint
 
 
 def test_an_older_version_is_refused(tmp_path: Path) -> None:

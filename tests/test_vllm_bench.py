@@ -194,6 +194,16 @@ def test_latency_wants_a_vocabulary_that_holds_its_prompts(nano: Recorded, tmp_p
         ("throughput", {"settings": {"temperature": "0"}}, UsageError, "setting"),
         ("throughput", {"input_len": 10**7}, UsageError, "longer than the model takes"),
         ("throughput", {"folder": Path("/nowhere")}, GlmquantError, "."),
+        ("throughput", {"settings": {"engine_args": "--a 'b"}}, UsageError, "parted into words"),
+        ("serve", {"seed": 2**32}, UsageError, "takes no such seed"),
+        ("serve", {"model": "a\0b"}, MeasureError, "on a command line"),
+        ("serve", {"model": "a\ud800b"}, MeasureError, "on a command line"),
+        (
+            "serve",
+            {"dataset": "prefix_repetition", "settings": {"num_prefixes": "2"}, "requests": 3},
+            UsageError,
+            "each beginning",
+        ),
     ],
 )
 def test_what_vllm_cannot_measure_is_refused(
@@ -204,8 +214,9 @@ def test_what_vllm_cannot_measure_is_refused(
     kind: type[GlmquantError],
     said: str,
 ) -> None:
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=said) as caught:
         prepare(replace(task_of(mode, nano.folder), **change), VLLM, tmp_path)
+    assert caught.value.hint or kind is GlmquantError
 
 
 @pytest.mark.parametrize("version", ["0.12.0", "", "unknown"])

@@ -44,6 +44,9 @@ OLDEST: Final = (3, 1)
 MAX_OUT_LEN: Final = 131_072
 """AISBench 3.1 takes no more (``utils/config/build.py``)."""
 
+MAX_SEED: Final = 2**63 - 1
+"""A server takes no more (vLLM 0.13 to 0.30, ``seed`` of a request)."""
+
 _INSIDE: Final = Path(__file__).parent / "inside" / "aisbench_chat.py"
 _CONFIGS: Final = "ais_bench.benchmark.configs"
 _CHAT: Final = "aisbench_chat.Chat"
@@ -126,6 +129,7 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
             "AISBench measures a server",
             expected="eval URL --suite aisbench, or bench URL --suite aisbench --mode serve",
             found=f"mode {task.mode}" if task.url else "no URL",
+            hint="--mode serve, or --suite vllm" if task.url else "name it: http://HOST:PORT",
         )
     _require_usable(installed)
     settings = Settings("aisbench", _SETTINGS, task.settings)
@@ -212,10 +216,11 @@ def _models(task: Task, settings: Settings, is_speed: bool) -> str:
             "AISBench takes no such length of an answer",
             expected=f"1 to {MAX_OUT_LEN:,} tokens",
             found=f"{room:,}",
+            hint=f"{'--output-len' if is_speed else '--max-out-len'} {MAX_OUT_LEN} or less",
         )
     sampling: dict[str, Any] = {
         "temperature": settings.number("temperature", 0.01, 0, 10),
-        "seed": task.seed,
+        "seed": settings.require_seed(task.seed, MAX_SEED),
         "ignore_eos": made_up,
     }
     for name, low, high in (("top_p", 0, 1), ("repetition_penalty", 0, 10)):
@@ -282,6 +287,7 @@ def _speed_data(task: Task, installed: Installed, work: Path) -> str:
                 "AISBench measures speed on other prompts here",
                 expected=f"{MADE_UP}, gsm8k, or a file of its form",
                 found=task.dataset,
+                hint=f"--dataset {MADE_UP}",
             )
         prompts = [item["question"] for item in data.items[: task.requests]]
         if len(prompts) < task.requests:

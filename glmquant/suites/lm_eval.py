@@ -18,6 +18,7 @@ from glmquant.suites.datafiles import FORMS, DataFile, read_data
 from glmquant.suites.lm_eval_output import Asked, read_output
 from glmquant.suites.settings import Settings
 from glmquant.suites.task import Call, Installed, Measured, Suite, Task
+from glmquant.survey import printable
 
 TASK: Final = "glmquant"
 """The name of the one task that is written."""
@@ -26,6 +27,9 @@ OLDEST: Final = (0, 4, 13)
 """Of the versions whose files and classes are known."""
 
 _MAIN: Final = Path(__file__).parent / "inside" / "lm_eval_main.py"
+_MAX_SEED: Final = 2**32 - 1
+"""It seeds numpy with it, which takes no more."""
+
 _TIMEOUT: Final = 7200
 _RETRIES: Final = 5
 _SETTINGS: Final = {
@@ -155,6 +159,7 @@ def _require(task: Task, installed: Installed) -> None:
             "lm-eval measures the answers of a server",
             expected="glmquant eval URL --suite lm-eval",
             found=f"mode {task.mode}" if task.url else "no URL",
+            hint="glmquant bench measures speed" if task.url else "name it: http://HOST:PORT",
         )
     if task.data is None and task.dataset not in FORMS:
         raise UsageError(
@@ -178,6 +183,14 @@ def _base(form: str, data: DataFile | None, settings: Settings) -> tuple[Base, i
     """The task to build on, and how many examples stand before each question."""
     if form == "gsm8k":
         most = len(data.examples) if data else 64
+        if data and not most and settings.text("fewshot") not in (None, "0"):
+            raise UsageError(
+                "there are no examples to show before each question",
+                where="--set fewshot",
+                expected=f"a train.jsonl with some beside {data.path.name}",
+                found=f"none in {printable(str(data.path.parent), 300)}",
+                hint="put train.jsonl beside the file, or leave --set fewshot out",
+            )
         shots = settings.whole("fewshot", min(_GSM8K.shots, most), 0, most)
         return (_GSM8K if shots else _GSM8K_BARE), shots
     base = _GPQA if form == "gpqa" else _MATH500
@@ -200,7 +213,13 @@ def _generation(task: Task, settings: Settings, base: Base) -> dict[str, Any]:
     if settings.text("thinking") is not None:
         is_on = settings.choice("thinking", ("on", "off"), "on") == "on"
         if not is_chat:
-            raise UsageError("a bare prompt has no thinking to switch", expected="api=chat")
+            raise UsageError(
+                "a bare prompt has no thinking to switch",
+                where="--set thinking",
+                expected="api=chat",
+                found="api=completions",
+                hint="leave --set thinking out, or --set api=chat",
+            )
         asked["chat_template_kwargs"] = {"enable_thinking": is_on}
     return asked
 
@@ -219,7 +238,7 @@ def _config(task: Task, settings: Settings, work: Path) -> dict[str, Any]:
         "num_concurrent": task.concurrency,
         "max_retries": settings.whole("retries", _RETRIES, 1, 100),
         "timeout": settings.whole("timeout", _TIMEOUT, 1, 10**6),
-        "seed": task.seed,
+        "seed": settings.require_seed(task.seed, _MAX_SEED),
         # Without one lm-eval needs no transformers: the server has the tokenizer.
         "tokenizer_backend": "none",
         "tokenized_requests": False,

@@ -26,7 +26,24 @@ class Settings:
         self._suite = suite
         self._given = given
         if unknown := sorted(set(given) - set(known)):
-            self._refuse(unknown[0], ", ".join(f"{name} ({what})" for name, what in known.items()))
+            told = ", ".join(f"{name} ({what})" for name, what in known.items())
+            self._refuse(unknown[0], told, hint=f"leave --set {printable(unknown[0])}=… out")
+
+    def require_seed(self, seed: int, most: int) -> int:
+        """The seed of a measurement, which is no setting of the suite's own.
+
+        Raises:
+            UsageError: The suite does not take it.
+        """
+        if not 0 <= seed <= most:
+            raise UsageError(
+                f"{self._suite} takes no such seed",
+                where="--seed",
+                expected=f"0 to {most:,}",
+                found=printable(f"{seed:,}"),
+                hint="a smaller one, as --seed 1024",
+            )
+        return seed
 
     def text(self, name: str) -> str | None:
         """What was given, or None."""
@@ -68,10 +85,11 @@ class Settings:
             self._refuse(name, f"a number from {low:g} to {high:g}")
         return value
 
-    def _refuse(self, name: str, expected: str) -> NoReturn:
+    def _refuse(self, name: str, expected: str, hint: str | None = None) -> NoReturn:
         raise UsageError(
             f"a setting of {self._suite} is wrong",
             where=printable(name),
             expected=expected,
             found=printable(self._given.get(name, "")) or "nothing",
+            hint=hint or f"--set {printable(name)}=VALUE with another value, or leave it out",
         )

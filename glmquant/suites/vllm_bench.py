@@ -20,9 +20,13 @@ from glmquant.storage import reading
 from glmquant.suites.settings import Settings
 from glmquant.suites.task import Call, Installed, Measured, Suite, Task
 from glmquant.suites.vllm_output import RESULT_FILE, read_latency, read_serve, read_throughput
+from glmquant.survey import printable
 
 OLDEST: Final = (0, 13)
 """Of the versions whose flags were read in vLLM's sources: 0.13, 0.19, 0.23 and 0.30."""
+
+MAX_SEED: Final = 2**32 - 1
+"""It seeds numpy with it, which takes no more."""
 
 LATENCY_VOCABULARY: Final = 10_000
 """``bench latency`` draws its token ids below this, whatever the model has (vLLM 0.13 to 0.30)."""
@@ -83,6 +87,8 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
             hint="answers are measured by glmquant eval",
         )
     settings = Settings(f"vllm bench {task.mode}", _SETTINGS[task.mode], task.settings)
+    settings.require_seed(task.seed, MAX_SEED)
+    _require_sendable(task)
     if task.folder is None:
         raise UsageError(
             "vLLM's benchmark needs the checkpoint's folder",
@@ -102,7 +108,7 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
         options |= _engine(task, settings, backend)
     program = [str(installed.python), "-m", "vllm.entrypoints.cli.main", "bench"]
     words = command_words(program, task.mode, options)
-    words += shlex.split(settings.text("engine_args") or "")
+    words += _engine_args(settings)
     env: dict[str, str | None] = dict.fromkeys(backend.dropped)
     # A key that the user has for somebody else is not sent to this server.
     env |= {**backend.environment, "OPENAI_API_KEY": None}
@@ -132,9 +138,31 @@ def read(task: Task, installed: Installed, work: Path) -> Measured:
     return read_throughput(task, work)
 
 
+def _require_sendable(task: Task) -> None:
+    """A model's name goes to vLLM on a command line, which does not hold every text."""
+    try:
+        task.model.encode()
+        is_sendable = "\0" not in task.model
+    except UnicodeEncodeError:
+        is_sendable = False
+    if not is_sendable:
+        raise MeasureError(
+            "the server's name of its model does not go on a command line",
+            where=task.url,
+            expected="a name in UTF-8 without NUL",
+            found=printable(task.model),
+            hint="serve it under another: vllm serve --served-model-name NAME",
+        )
+
+
 def _serve_options(task: Task, settings: Settings, work: Path) -> dict[str, Any]:
     if task.url is None:
-        raise UsageError("bench serve needs a server", expected="a URL", found="none")
+        raise UsageError(
+            "bench serve needs a server",
+            expected="a URL",
+            found="none",
+            hint="glmquant bench http://HOST:PORT --checkpoint DIR",
+        )
     is_chat = settings.choice("endpoint", ("completions", "chat"), "completions") == "chat"
     return {
         "--backend": "openai-chat" if is_chat else "openai",
@@ -169,6 +197,7 @@ def _prompts(task: Task, settings: Settings) -> dict[str, Any]:
             "vLLM's benchmark has no such prompts here",
             expected=f"one of {', '.join(_DATASETS)}",
             found=task.dataset,
+            hint=f"--dataset {_DATASETS[0]}",
         )
     if task.dataset == "random":
         return {
@@ -190,6 +219,7 @@ def _prompts(task: Task, settings: Settings) -> dict[str, Any]:
                 "each beginning needs as many prompts as the others, or vLLM sends fewer",
                 expected=f"a number of requests that {prefixes} divides",
                 found=str(requests),
+                hint=f"--requests {-(-requests // prefixes) * prefixes}",
             )
     return {
         "--dataset-name": "prefix_repetition",
@@ -229,6 +259,7 @@ def _throughput_options(
             "vllm bench throughput is asked with made-up prompts here",
             expected="random",
             found=task.dataset,
+            hint="--dataset random",
         )
     warmups = settings.whole("warmups", 0, 0, 10**6)
     if warmups and version < _WARM_THROUGHPUT:
@@ -236,6 +267,7 @@ def _throughput_options(
             "this vLLM's throughput does not warm up",
             expected="0.23 or newer, or no warmups",
             found=".".join(map(str, version)),
+            hint="leave --set warmups out",
         )
     # Later versions take --input-len, and send prompts of 1,024 tokens whatever it says.
     name = "--random-{}-len" if version >= _RANDOM_LENGTHS else "--{}-len"
@@ -247,6 +279,21 @@ def _throughput_options(
         "--num-warmups": warmups or None,
         "--output-json": str(work / RESULT_FILE),
     }
+
+
+def _engine_args(settings: Settings) -> list[str]:
+    """The user's own flags, as a shell parts them."""
+    text = settings.text("engine_args") or ""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(
+            "the flags for vLLM cannot be parted into words",
+            where="--set engine_args",
+            expected="each quotation mark twice",
+            found=f"{printable(text)}: {error}",
+            hint="as in --set 'engine_args=--block-size 128'",
+        ) from error
 
 
 def _engine(task: Task, settings: Settings, backend: Backend) -> dict[str, Any]:
@@ -263,6 +310,7 @@ def _engine(task: Task, settings: Settings, backend: Backend) -> dict[str, Any]:
             "prompt and answer are longer than the model takes",
             expected=f"at most {most:,} tokens together",
             found=f"{needed:,}",
+            hint="smaller ones: --input-len TOKENS, --output-len TOKENS",
         )
     is_cpu = backend.key == "cpu"
     cards = backend.tensor_parallel
