@@ -196,6 +196,13 @@ def test_a_suite_is_found_in_the_python_that_is_named(pins: SuitePins, tmp_path:
         finding.find(suite, tmp_path / "python")
 
 
+def test_a_program_that_is_no_python_is_refused_in_words(pins: SuitePins) -> None:
+    with pytest.raises(UsageError, match="no interpreter that runs") as caught:
+        environment.plan(AISBENCH, Path("/bin/false"), pins=pins)
+    assert caught.value.found is not None
+    assert caught.value.found.startswith("a program that ends with exit code 1")
+
+
 def test_a_suite_is_found_in_the_python_that_runs_this_and_by_its_command(
     pins: SuitePins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,9 +117,18 @@ def _version_of(path: Path) -> tuple[int, ...]:
         raise UsageError(
             "--python names no interpreter that runs",
             where=str(path),
-            found=getattr(error, "strerror", None) or str(error),
+            found=_why(error),
             hint="name an executable, as `--python /usr/bin/python3.11`",
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """Why it is no interpreter, without the command that it was asked with."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"a program that ends with exit code {error.returncode} when asked for its version"
+    if isinstance(error, subprocess.SubprocessError):
+        return "a program that tells no version within a minute"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def require_room(folder: Path, needed_nbytes: int, kind: Kind) -> int:
