@@ -72,6 +72,8 @@ def test_one_command_counts_keeps_and_shows(
     assert [item["correct"] for item in run["items"]] == [True, True, False, True]
     assert [item["is_cut"] for item in run["items"]] == [False, False, False, True]
     assert run["machine"] == "a desk"
+    assert run["settings"]["temperature"] == {"aisbench": 0.01, "lm-eval": 0}[name]
+    assert run["settings"]["api"] == "chat"
     for path in (folder / ".glmquant").rglob("*"):
         assert path.is_dir() or b"sk-secret" not in path.read_bytes()
     page = glmquant("card", folder, "--print")

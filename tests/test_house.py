@@ -48,11 +48,13 @@ def test_the_steps_of_the_check_are_listed() -> None:
         "numpy1",
         "reference",
         "engine",
+        "matrix",
         "msmodelslim",
         "hubs",
         "wheel",
         "aisbench",
         "lmeval",
+        "matrix_all",
     ]
     long = [line.split()[0] for line in ran.stdout.splitlines() if "Only with --all" in line]
-    assert long == ["aisbench", "lmeval"]
+    assert long == ["aisbench", "lmeval", "matrix_all"]

@@ -173,7 +173,9 @@ def _three(version: str) -> tuple[int, ...]:
 
 def _check_vllm(ascend: str, vllm: str | None, stack: Stack, pip: str) -> Iterator[Check]:
     """A plug-in of vllm-ascend works with the one release of vLLM that it was made for."""
-    remedy = f"VLLM_TARGET_DEVICE=empty {pip} install --no-binary vllm vllm=={stack.vllm}"
+    # A build from source would take its version of git, which is not there.
+    build = f"VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE={stack.vllm}"
+    remedy = f"{build} {pip} install --no-binary vllm vllm=={stack.vllm}"
     if vllm is None:
         text = f"vllm is missing, vllm-ascend {ascend} plugs into {stack.vllm}"
     elif numbers_of(vllm) != numbers_of(stack.vllm):

@@ -142,7 +142,8 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
             hint="name it: --checkpoint DIR",
         )
     config = _speed_data(task, installed, work) if is_speed else _items(task, installed, work)
-    config += _models(task, settings, is_speed)
+    sampling = _sampling(task, settings, is_speed)
+    config += _models(task, settings, sampling, is_speed)
     _write(work / CONFIG, config)
     _write(work / _INSIDE.name, _INSIDE.read_text(encoding="utf-8"))
     words = [str(installed.python), "-m", "ais_bench.benchmark.cli.main", CONFIG]
@@ -158,7 +159,9 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
         KEY_VARIABLE: None,
         **_no_proxy(task.url),
     }
-    return Call(tuple(words), env, {KEY_VARIABLE: task.api_key} if task.api_key else {})
+    secrets = {KEY_VARIABLE: task.api_key} if task.api_key else {}
+    told = {"temperature": sampling["temperature"], "api": "chat"}
+    return Call(tuple(words), env, secrets, told)
 
 
 def read(task: Task, installed: Installed, work: Path) -> Measured:
@@ -207,17 +210,9 @@ def _no_proxy(url: str) -> dict[str, str | None]:
     return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
-def _models(task: Task, settings: Settings, is_speed: bool) -> str:
-    """The part of the configuration that says whom to ask, and how."""
+def _sampling(task: Task, settings: Settings, is_speed: bool) -> dict[str, Any]:
+    """What each request says of its answer."""
     made_up = is_speed and task.dataset == MADE_UP
-    room = task.output_len if is_speed else task.max_out_len
-    if not 0 < room <= MAX_OUT_LEN:
-        raise UsageError(
-            "AISBench takes no such length of an answer",
-            expected=f"1 to {MAX_OUT_LEN:,} tokens",
-            found=f"{room:,}",
-            hint=f"{'--output-len' if is_speed else '--max-out-len'} {MAX_OUT_LEN} or less",
-        )
     sampling: dict[str, Any] = {
         "temperature": settings.number("temperature", 0.01, 0, 10),
         "seed": settings.require_seed(task.seed, MAX_SEED),
@@ -231,6 +226,19 @@ def _models(task: Task, settings: Settings, is_speed: bool) -> str:
     if settings.text("thinking") is not None:
         thinks = settings.choice("thinking", ("on", "off"), "on") == "on"
         sampling["chat_template_kwargs"] = {"enable_thinking": thinks}
+    return sampling
+
+
+def _models(task: Task, settings: Settings, sampling: dict[str, Any], is_speed: bool) -> str:
+    """The part of the configuration that says whom to ask, and how."""
+    room = task.output_len if is_speed else task.max_out_len
+    if not 0 < room <= MAX_OUT_LEN:
+        raise UsageError(
+            "AISBench takes no such length of an answer",
+            expected=f"1 to {MAX_OUT_LEN:,} tokens",
+            found=f"{room:,}",
+            hint=f"{'--output-len' if is_speed else '--max-out-len'} {MAX_OUT_LEN} or less",
+        )
     model = {
         "attr": "service",
         "type": _CHAT,

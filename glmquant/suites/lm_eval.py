@@ -134,7 +134,12 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
         env |= {"HF_HOME": str(work / "cache"), "HF_DATASETS_CACHE": str(work / "cache")}
     words = [str(installed.python), str(_MAIN), str(work), "run"]
     secrets = {"OPENAI_API_KEY": task.api_key} if task.api_key else {}
-    return Call((*words, "--config", str(work / "config.yaml")), env, secrets)
+    told = {
+        "temperature": settings.number("temperature", 0, 0, 2),
+        "api": "chat" if _is_chat(settings) else "completions",
+        "fewshot": shots,
+    }
+    return Call((*words, "--config", str(work / "config.yaml")), env, secrets, told)
 
 
 def read(task: Task, installed: Installed, work: Path) -> Measured:

@@ -132,6 +132,7 @@ def measure(
             "items": measured.items,
             "samples": dict(measured.samples),
             "drafts": drafts,
+            "settings": {**run.settings, **call.settings},
         }
     )
     notes = measured.notes

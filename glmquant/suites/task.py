@@ -73,11 +73,14 @@ class Call:
         words: It.
         env: Variables on top of the user's own; what has to be unset is None.
         secrets: Variables that no file and no message may show.
+        settings: What it was told of sampling, prompts and the like, defaults included: what else
+            decides the figures.
     """
 
     words: tuple[str, ...]
     env: Mapping[str, str | None] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,8 @@ def prepare(task: Task, installed: Installed, work: Path) -> Call:
     if "PYTHONPATH" not in env and (path := os.environ.get("PYTHONPATH")):
         env["PYTHONPATH"] = path  # CANN's own modules are found by it
     secrets = {"OPENAI_API_KEY": task.api_key} if task.api_key else {}
-    return Call(tuple(words), env, secrets)
+    told = {"api": settings.text("endpoint") or "completions"} if task.mode == "serve" else {}
+    return Call(tuple(words), env, secrets, told)
 
 
 def read(task: Task, installed: Installed, work: Path) -> Measured:
