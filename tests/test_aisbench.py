@@ -420,7 +420,10 @@ def test_times_are_read_from_the_table_and_held_against_each_request(tmp_path: P
 @pytest.fixture(scope="module")
 def genuine() -> Installed:
     """AISBench in the environment that tools/check has built."""
-    os.environ["GLMQUANT_SUITES_HOME"] = os.environ["GLMQUANT_TEST_SUITES_HOME"]
+    home = os.environ.get("GLMQUANT_TEST_SUITES_HOME")
+    if not home:
+        pytest.skip("`tools/check aisbench` makes the AISBench that this asks")
+    os.environ["GLMQUANT_SUITES_HOME"] = home
     try:
         found = find_own(AISBENCH)
     finally:
