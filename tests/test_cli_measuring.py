@@ -86,8 +86,8 @@ def test_a_file_with_as_many_items_as_a_known_data_set_is_taken_for_it(tmp_path:
     whole, part = tmp_path / "test.jsonl", tmp_path / "part.jsonl"
     whole.write_text(item * 1319)
     part.write_text(item * 1318)
-    assert read_data(whole, "").dataset == "gsm8k"
-    assert read_data(part, "").dataset == "part"
+    assert read_data(whole, whole.name).dataset == "gsm8k"
+    assert read_data(part, part.name).dataset == "part"
 
 
 def test_data_that_cannot_be_read_are_said_before_anybody_is_asked(
