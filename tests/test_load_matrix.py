@@ -285,7 +285,7 @@ def test_parameters_that_no_tensor_fills_are_counted_and_named(
 def test_what_does_not_fit_is_judged_on_a_small_copy(
     glmquant: Callable[..., Ran], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glmquant.verify.loads.check._available_nbytes", lambda: 1000)
+    monkeypatch.setattr("glmquant.verify.loads.check.available_nbytes", lambda: 1000)
     ran, event = verified(glmquant, checkpoint, "--versions", PAIRS[-1].version)
     assert ran.exit_code == 0, event["findings"]
     assert "a copy of small widths" in event["loads"]["copy"]

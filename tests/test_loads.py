@@ -328,3 +328,17 @@ def test_a_copy_has_the_defects_of_what_it_was_made_of(
 def test_what_cannot_be_read_gives_no_copy(wide: Path) -> None:
     (wide / "mtp.safetensors").write_bytes(b"\xff" * 100)
     assert not can_be_reduced(open_subject(FolderSource(wide)))
+
+
+def test_a_checkpoint_that_no_loader_could_begin_with_is_not_called_right(
+    answering: Callable[[str], Built],
+    demo_output: Path,
+    glmquant: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = answering("raise MemoryError")
+    monkeypatch.setattr("glmquant.verify.loads.check.find_pair", lambda pair: built)
+    ran = glmquant("verify", demo_output, "--load-matrix")
+    assert ran.exit_code == 2
+    assert "no loader ran" in ran.stderr and "MemoryError" in ran.stderr
+    assert "verdict: right" not in ran.stdout

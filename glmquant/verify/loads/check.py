@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from glmquant.errors import EngineError, UsageError
 from glmquant.observer import Observer
+from glmquant.runtime.hosts import available_nbytes
 from glmquant.runtime.matrix import (
     WAYS,
     Case,
@@ -96,7 +96,7 @@ def check_loads(
     """
     nbytes = sum(subject.found.files.get(name, 0) for name in subject.found.shards)
     needed = int(nbytes * _COPIES)
-    is_small = _PROCESS_NBYTES * 2 + needed <= _available_nbytes()
+    is_small = _PROCESS_NBYTES * 2 + needed <= available_nbytes() * 8 // 10
     if not is_small and not can_be_reduced(subject):
         raise UsageError(
             "the checkpoint does not fit into memory, and no copy can be made of it",
@@ -125,10 +125,30 @@ def check_loads(
             absent.append(pair)
         else:
             rows.append(_row(subject, pair, cases, verdicts, observer, is_small))
+    if rows and not any(row.answers for row in rows):
+        _give_up(rows)
     copy = None if is_small else reduction_text(subject)
     return LoadMatrix(
         tuple(rows), tuple(absent), copy, tuple(_findings(subject, rows, wish.is_named))
     )
+
+
+def _give_up(rows: Sequence[Row]) -> NoReturn:
+    """Of a checkpoint that no loader could begin with nothing is known, right or wrong.
+
+    Raises:
+        EngineError: Always.
+    """
+    error = EngineError(
+        "no loader ran",
+        where=f"vllm-ascend {', '.join(row.pair.version for row in rows)}",
+        expected="a Python that starts, and 1 GB of memory for each rank",
+        found=printable(rows[0].failure or "nothing", 600),
+        hint="free memory and room for temporary files, or `glmquant engine remove` and then "
+        f"`{INSTALL}`",
+    )
+    error.exit_code = UsageError.exit_code  # the machine's fault, and nothing of the checkpoint's
+    raise error
 
 
 def _row(
@@ -208,10 +228,3 @@ def _findings(subject: Subject, rows: Sequence[Row], is_named: bool) -> Iterator
             hint=shlex.join(["glmquant", "verify", str(subject.path), "--engine", "none"]),
             tensors=tuple(printable(name, 200) for name in names),
         )
-
-
-def _available_nbytes() -> int:
-    """Memory that may be taken: most of what the kernel calls available."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    (found,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(found) * 1024 * 8 // 10
