@@ -73,6 +73,22 @@ def end_all(child: subprocess.Popen[bytes]) -> None:
         reap()
 
 
+def dismiss(process: subprocess.Popen[bytes]) -> None:
+    """For whoever started a guard: have it end its command, and wait until it has.
+
+    Args:
+        process: The guard.
+    """
+    if process.stdin is not None:
+        with suppress(OSError):  # it ended already
+            process.stdin.close()
+    try:
+        process.wait(GRACE_SECONDS * 3)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def main() -> int:
     """Run the command of the command line; its exit code is this one's."""
     scratch, log, *command = sys.argv[1:]

@@ -52,12 +52,6 @@ def run_guarded(command: Sequence[str], log: Path, env: dict[str, str], cwd: Pat
     try:
         code = process.wait()
     finally:
-        with suppress(OSError):
-            pipe.close()
-        try:
-            process.wait(guard.GRACE_SECONDS * 3)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        guard.dismiss(process)
     if code:
         raise CommandError(shown_words(command), code, tail_of(log, begin))

@@ -163,18 +163,11 @@ class Server:
         """
         self.client.close()
         pipe = self._guard.stdin
-        if pipe is not None:
+        if pipe is not None and is_log_of_use:
             with suppress(OSError):
-                if is_log_of_use:
-                    pipe.write(guard.KEEP)
-                    pipe.flush()
-            with suppress(OSError):
-                pipe.close()
-        try:
-            self._guard.wait(guard.GRACE_SECONDS * 3)
-        except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
+                pipe.write(guard.KEEP)
+                pipe.flush()
+        guard.dismiss(self._guard)
         shutil.rmtree(self.scratch, ignore_errors=True)  # where the guard could not
 
 

@@ -227,7 +227,7 @@ def run_cases(
                 yield _load(by_name[answer["case"]], answer)
     finally:
         if process is not None:
-            _end(process)
+            guard.dismiss(process)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -276,17 +276,6 @@ def _fail(pair: Pair, said: BinaryIO, found: str) -> NoReturn:
     )
     error.log = read_tail(log)
     raise error
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with suppress(OSError):
-            process.stdin.close()
-    try:
-        process.wait(guard.GRACE_SECONDS * 3)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _load(case: Case, answer: dict[str, Any]) -> Load:
