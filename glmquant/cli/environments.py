@@ -1,4 +1,4 @@
-"""What the verbs that build environments have in common: the plan in a table, a line for a step."""
+"""What the verbs that build environments share: an option, the plan as a table, a line a step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import click
 
 if TYPE_CHECKING:
     from glmquant.runtime.environment import InstallObserver, InstallPlan
+
+torch_index_option = click.option(
+    "--torch-index",
+    metavar="URL",
+    envvar="GLMQUANT_TORCH_INDEX",
+    show_envvar=True,
+    help="The package index that torch alone is taken from: the index of PyTorch's CPU builds or a "
+    "mirror of it, where pip's own has CUDA builds.",
+)
 
 
 def echo_plan(plan: InstallPlan, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmquant.cli.environments import echo_plan, install_observer
+from glmquant.cli.environments import echo_plan, install_observer, torch_index_option
 from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -45,14 +45,7 @@ def suites() -> None:
     type=click.Path(path_type=Path),
     help="The Python 3.11 to build with.  [default: the one that runs glmquant, or python3.11]",
 )
-@click.option(
-    "--torch-index",
-    metavar="URL",
-    envvar="GLMQUANT_TORCH_INDEX",
-    show_envvar=True,
-    help="The package index that torch alone is taken from: the index of PyTorch's CPU builds or a "
-    "mirror of it, where pip's own has CUDA builds.",
-)
+@torch_index_option
 @click.option("--dry-run", is_flag=True, help="Print the steps, and write nothing.")
 @json_option
 @click.pass_context
