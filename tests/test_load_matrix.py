@@ -240,14 +240,14 @@ def test_every_way_loads_on_every_version(glmquant: Callable[..., Ran], checkpoi
             for way in each["ways"]
             if not way["expert_parallel"]
         }
-        right = dict.fromkeys(told, "loads")
+        right = dict.fromkeys(told, "loads, the draft too")
         if each["version"] == "0.13":
             right |= dict.fromkeys([(None, False, 1), (None, True, 1)], "fails")
         assert told == right
         assert len(each["ways"]) == 6
 
 
-def test_what_a_named_version_does_not_load_is_an_error_and_else_a_warning(
+def test_what_no_version_loads_is_an_error_whether_they_are_named_or_not(
     glmquant: Callable[..., Ran], checkpoint: Path
 ) -> None:
     DEFECTS["MTP keys absent from the description"].apply(checkpoint)
@@ -259,11 +259,8 @@ def test_what_a_named_version_does_not_load_is_an_error_and_else_a_warning(
     assert finding["found"] == f"KeyError: '{MTP}self_attn.q_proj.weight'"
     (version,) = event["loads"]["versions"]
     assert {way["verdict"] for way in version["ways"]} == {"the draft fails"}
-    if len(PAIRS) < 3:
-        _, event = verified(glmquant, checkpoint)
-        assert {each["severity"] for each in event["findings"] if each["code"] == "E6"} == {
-            "warning"
-        }
+    _, event = verified(glmquant, checkpoint)
+    assert {each["severity"] for each in event["findings"] if each["code"] == "E6"} == {"error"}
 
 
 def test_parameters_that_no_tensor_fills_are_counted_and_named(
@@ -274,10 +271,11 @@ def test_parameters_that_no_tensor_fills_are_counted_and_named(
     (version,) = event["loads"]["versions"]
     first = version["ways"][0]
     assert first["verdict"] == "loads, 2 unfilled"
-    experts = [each for each in first["draft"]["unfilled"] if "w13_weight" in each["name"]]
-    assert [(each["elements"] * 4, each["is_default"]) for each in experts] == [
-        (experts[0]["of"], False)
-    ]
+    for way in version["ways"]:  # a quarter of the experts, over all ranks
+        experts = [each for each in way["draft"]["unfilled"] if "w13_weight" in each["name"]]
+        assert [(each["elements"] * 4, each["is_default"]) for each in experts] == [
+            (experts[0]["of"], False)
+        ]
     (finding,) = [each for each in event["findings"] if each["code"] == "E6"]
     assert finding["found"].startswith("2 parameters that no tensor filled: ")
 
@@ -290,7 +288,7 @@ def test_what_does_not_fit_is_judged_on_a_small_copy(
     assert ran.exit_code == 0, event["findings"]
     assert "a copy of small widths" in event["loads"]["copy"]
     (version,) = event["loads"]["versions"]
-    assert {way["verdict"] for way in version["ways"]} == {"loads"}
+    assert {way["verdict"] for way in version["ways"]} == {"loads, the draft too"}
 
 
 def test_time_and_memory_of_a_load_are_bounded(checkpoint: Path) -> None:

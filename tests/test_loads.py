@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -22,7 +24,7 @@ from glmquant.runtime.matrix import (
     find_pair,
     run_cases,
 )
-from glmquant.runtime.matrix.environment import pair_pins
+from glmquant.runtime.matrix.environment import INSIDE, pair_pins
 from glmquant.source import FolderSource
 from glmquant.verify.engines.predict import ENGINES, Outcome, predict
 from glmquant.verify.engines.rules import Fate
@@ -106,11 +108,12 @@ def answering(tmp_path: Path) -> Callable[[str], Built]:
     """A Python in place of a pair's: its program runs with the given text in place of ours."""
 
     def make(text: str) -> Built:
-        program = tmp_path / "python"
-        (tmp_path / "program.py").write_text(text)
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/program.py "$3" "$4"\n')
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        program = folder / "python"
+        (folder / "program.py").write_text(text)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/program.py "$3" "$4"\n')
         program.chmod(0o755)
-        return Built(tmp_path, program, {})
+        return Built(folder, program, {})
 
     return make
 
@@ -130,6 +133,25 @@ def test_a_program_that_ends_is_told_of_with_its_last_words_and_leaves_nothing(
     assert "ImportError: no such" in (caught.value.found or "")
     assert "\x1b" not in str(caught.value)
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def replying(**answer: Any) -> str:
+    """A program that gives the same answer to every load."""
+    return (
+        "import json, pathlib, sys, time\n"
+        "asked = pathlib.Path(sys.argv[1])\n"
+        "while not asked.exists(): time.sleep(0.02)\n"
+        "for case in json.loads(asked.read_text()):\n"
+        f"    answer = {{'case': case['name'], 'seconds': 1, **{answer!r}}}\n"
+        "    open(sys.argv[2], 'a').write(json.dumps(answer) + '\\n')\n"
+    )
+
+
+def failing(error: str, message: str) -> dict[str, str]:
+    return {"fate": "fails", "error": error, "message": message, "place": "vllm/x.py:1 f"}
+
+
+LOADED: Final = {"fate": "loads", "parameters": 20, "unfilled": {}}
 
 
 def test_answers_come_one_by_one_and_a_copy_is_made_where_its_end_is_cared_for(
@@ -215,11 +237,14 @@ def test_messages_are_explained(error: str, message: str, meaning: str) -> None:
     assert meaning in explained(model, None)
     assert bool(meaning) == bool(explained(model, None))
     assert explained(model, Outcome(Fate.FAILS, ("the reason",))) == "the reason"
+    other = Outcome(Fate.FAILS, ("OverflowError: of another place",))
+    assert explained(model, other) == explained(model, None)
 
 
 def test_an_engines_words_are_shown_on_a_line_that_a_terminal_may_have() -> None:
     text = said(Model("KeyError", "one\n  two \x1b[31m" + "x" * 5000, "p"))
     assert text.startswith("KeyError: one two ")
+    assert said(Model("E", "=" * 80 + "\nlost\n" + "=" * 80, "p")) == "E: lost"
     assert "\x1b" not in text
     assert len(text) <= 310
 
@@ -328,6 +353,208 @@ def test_a_copy_has_the_defects_of_what_it_was_made_of(
 def test_what_cannot_be_read_gives_no_copy(wide: Path) -> None:
     (wide / "mtp.safetensors").write_bytes(b"\xff" * 100)
     assert not can_be_reduced(open_subject(FolderSource(wide)))
+
+
+def test_the_head_counts_of_a_copy_divide_by_two_where_those_of_the_checkpoint_do(
+    tmp_path: Path,
+) -> None:
+    for heads, keys in ((9, 3), (12, 3), (5, 1), (16, 4)):
+        source = build_checkpoint(
+            tmp_path / f"GLM-{heads}",
+            num_attention_heads=heads,
+            num_key_value_heads=keys,
+            intermediate_size=201,
+            keep=False,
+        )
+        there = tmp_path / f"wide-{heads}"
+        quantize(source.folder, there)
+        small = open_subject(FolderSource(reduced(there, tmp_path / f"small-{heads}")))
+        assert {verdict.with_flag.text for verdict in predict(small)} == {"loads"}
+        assert small.config is not None
+        assert small.config.num_attention_heads % 2 == heads % 2
+        assert small.config.num_key_value_heads % 2 == keys % 2
+        assert small.config.intermediate_size == 97
+
+
+def test_a_copy_has_its_room_on_the_disk(wide: Path, tmp_path: Path) -> None:
+    for path in reduced(wide, tmp_path / "small").glob("*.safetensors"):
+        found = path.stat()
+        assert found.st_blocks * 512 >= found.st_size > 0
+
+
+def test_what_no_rank_has_a_value_for_is_counted_over_all_ranks() -> None:
+    spec = importlib.util.spec_from_file_location("inside_main", INSIDE / "main.py")
+    assert spec is not None and spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    ranks = [
+        {"unfilled": {"a": [2, False]}, "sizes": {"a": 8, "b": 4}},
+        {"unfilled": {"a": [1, False], "b": [4, True]}, "sizes": {"a": 8, "b": 4}},
+    ]
+    assert main._unfilled_of_all(ranks) == {"a": [3, 16, False], "b": [4, 8, True]}
+
+
+@pytest.fixture
+def installed(
+    answering: Callable[[str], Built], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Makes programs stand in for the loaders: one for all, or some for versions of their own."""
+
+    def install(text: str, **others: str) -> None:
+        usual = answering(text)
+        special = {f"0.{name[1:]}": answering(each) for name, each in others.items()}
+        monkeypatch.setattr(
+            "glmquant.verify.loads.check.find_pair",
+            lambda pair: special.get(pair.version, usual),
+        )
+
+    return install
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"stopped": "a process of it was ended by signal 7"},
+        {"target": failing("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tr")},
+        {"target": LOADED, "draft": failing("OSError", "[Errno 28] No space left on device")},
+        {"target": failing("MemoryError", "")},
+    ],
+)
+def test_what_the_machine_could_not_do_is_not_held_against_the_checkpoint(
+    answer: dict[str, Any],
+    demo_output: Path,
+    installed: Callable[..., None],
+    glmquant: Callable[..., Ran],
+) -> None:
+    installed(replying(target=LOADED, draft=LOADED), v18=replying(**answer))
+    ran = glmquant("verify", demo_output, "--load-matrix", "--versions", "0.18,0.30", "--json")
+    assert ran.exit_code == 2
+    report = next(event for event in ran.events if event["event"] == "verify")
+    assert report["verdict"] == "open"
+    assert report["findings"] == []
+    old, new = report["loads"]["versions"]
+    assert {way["verdict"] for way in old["ways"]} == {"no answer"}
+    assert {way["verdict"] for way in new["ways"]} == {"loads, the draft too"}
+    assert "loads without an answer" in ran.stderr
+    assert "vllm-ascend 0.18" in ran.stderr
+    assert "free memory" in ran.stderr
+
+
+def test_what_no_version_loads_is_an_error_and_else_there_is_one_to_serve_it_with(
+    demo_output: Path, installed: Callable[..., None], glmquant: Callable[..., Ran]
+) -> None:
+    bad = replying(target=failing("TypeError", "no such thing =========== at all"))
+    good = replying(target=LOADED, draft=LOADED)
+    installed(bad)
+    ran = glmquant("verify", demo_output, "--load-matrix", "--json")
+    assert ran.exit_code == 1
+    (finding,) = ran.events[-1]["findings"]
+    assert (finding["code"], finding["severity"]) == ("E6", "error")
+    assert finding["where"] == "the loader of vllm-ascend 0.13, 0.18, 0.23, 0.26, 0.30"
+    assert finding["found"] == "TypeError: no such thing at all"
+    assert finding["next"] == f"glmquant verify {demo_output} --source SOURCE"
+
+    installed(good, v30=bad)
+    ran = glmquant("verify", demo_output, "--load-matrix", "--json")
+    assert ran.exit_code == 0
+    (finding,) = ran.events[-1]["findings"]
+    assert (finding["severity"], finding["where"]) == (
+        "warning",
+        "the loader of vllm-ascend 0.30",
+    )
+    assert finding["next"].startswith(f"glmquant serve {demo_output} --version 0.26")
+    ran = glmquant("verify", demo_output, "--load-matrix", "--versions", "0.30", "--json")
+    assert ran.exit_code == 1
+
+
+def test_a_failure_in_some_ways_alone_is_told_with_them(
+    demo_output: Path, installed: Callable[..., None], glmquant: Callable[..., Ran]
+) -> None:
+    text = replying(target=LOADED, draft=LOADED)
+    bad = failing("ValueError", "3 is not divisible by 2")
+    odd = f"if case['ranks'] == 2: answer['target'] = {bad!r}\n"
+    installed(text.replace("    open(", f"    {odd}    open("))
+    ran = glmquant("verify", demo_output, "--load-matrix", "--versions", "0.23", "--json")
+    assert ran.exit_code == 0, "that two ranks cannot share it is no error"
+    (finding,) = ran.events[-1]["findings"]
+    assert finding["severity"] == "warning"
+    assert finding["where"] == (
+        "the loader of vllm-ascend 0.23 (--quantization ascend, TP 2; --quantization ascend, TP 2, "
+        "expert parallel)"
+    )
+
+
+def test_a_draft_is_loaded_where_only_an_engine_can_read_config_json_and_else_it_is_said(
+    tmp_path: Path, installed: Callable[..., None], glmquant: Callable[..., Ran]
+) -> None:
+    quantize(build_checkpoint(tmp_path / "source").folder, tmp_path / "GLM", "--add-mtp")
+    config = tmp_path / "GLM" / "config.json"
+    told = json.loads(config.read_bytes())
+    drafted = f"    answer['draft'] = {LOADED!r} if case['draft'] else None\n"
+    installed(replying(target=LOADED).replace("    open(", f"{drafted}    open("))
+
+    def first_of(content: dict[str, Any]) -> tuple[Any, Any]:
+        config.write_text(json.dumps(content))
+        ran = glmquant("verify", tmp_path / "GLM", "--load-matrix", "--versions", "0.30", "--json")
+        loads = ran.events[-1]["loads"]
+        return loads["versions"][0]["ways"][0]["verdict"], loads["undrafted"]
+
+    assert first_of(told) == ("loads, the draft too", None)
+    assert first_of({**told, "rms_norm_eps": float("nan")}) == ("loads, the draft too", None)
+    verdict, undrafted = first_of({**told, "num_nextn_predict_layers": 0})
+    assert verdict == "loads"
+    assert undrafted.startswith("no draft was loaded")
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_on(
+    tmp_path: Path, installed: Callable[..., None], glmquant: Callable[..., Ran]
+) -> None:
+    quantize(build_checkpoint(tmp_path / "source").folder, tmp_path / "GLM", "--add-mtp")
+    DEFECTS["a pipe in a shard's place"].apply(tmp_path / "GLM")
+    installed(replying(target=LOADED, draft=LOADED))
+    ran = glmquant("verify", tmp_path / "GLM", "--load-matrix", "--versions", "0.30", "--json")
+    assert ran.exit_code == 1  # the files have errors
+    report = next(event for event in ran.events if event["event"] == "verify")
+    assert "into a pipe" in report["loads"]["versions"][0]["failure"]
+    assert report["loads"]["versions"][0]["ways"] == []
+
+
+def test_the_page_has_the_table_and_its_reasons(
+    demo_output: Path,
+    tmp_path: Path,
+    installed: Callable[..., None],
+    glmquant: Callable[..., Ran],
+) -> None:
+    bad = replying(target=failing("TypeError", "no such thing"))
+    installed(replying(target=LOADED, draft=LOADED), v13=bad, v18="raise MemoryError")
+    page = tmp_path / "report.html"
+    words = ("--versions", "0.13,0.18,0.30", "--html", page)
+    ran = glmquant("verify", demo_output, "--load-matrix", *words)
+    assert ran.exit_code == 1
+    text = page.read_text()
+    assert "<td>--quantization ascend, TP 2, expert parallel</td>" in text
+    for word in ("fails [1]", "no answer [2]", "loads, the draft too"):
+        assert f"<td>{word}</td>" in text
+        assert word in ran.stdout
+    assert "[1] TypeError: no such thing" in text
+    assert "MemoryError" in text
+
+
+def test_loads_that_were_interrupted_begin_again(
+    demo_output: Path,
+    installed: Callable[..., None],
+    glmquant: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed(replying(target=LOADED, draft=LOADED))
+
+    def interrupt(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glmquant.verify.loads.check.run_cases", interrupt)
+    ran = glmquant("verify", demo_output, "--load-matrix")
+    assert ran.exit_code == 130
+    assert "interrupted: the same command starts anew" in ran.stderr
 
 
 def test_a_checkpoint_that_no_loader_could_begin_with_is_not_called_right(

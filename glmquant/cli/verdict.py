@@ -81,7 +81,9 @@ def headline(report: Report) -> str:
         for count, noun in ((report.errors, "error"), (warnings, "warning"))
         if count
     ]
-    word = {"findings": "not right", "open": "open, the server could not be asked"}
+    is_of_loads = report.loads is not None and report.failure is report.loads.failure
+    silent = "not every load has an answer" if is_of_loads else "the server could not be asked"
+    word = {"findings": "not right", "open": f"open, {silent}"}
     return f"{word.get(report.verdict, 'right')}, {' and '.join(counts) or 'no finding'}"
 
 

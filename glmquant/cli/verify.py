@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 @click.option(
     "--versions",
     metavar="0.23,0.30",
-    help="Which versions; what one of them does not load is then an error, else a warning.  "
-    "[default: all that are installed]",
+    help="Which versions; what one of them does not load is then an error. Of all it is one where "
+    "none loads it, else a warning.  [default: all that are installed]",
 )
 @click.option(
     "--url",
@@ -149,9 +149,10 @@ def verify(
 
     Exits with 0 where all is right or there are only warnings, 1 with errors, 2 where it could not
     begin: wrong options, no W8A8 checkpoint in DIR, no whole BF16 one in SOURCE; or where the
-    server at --url failed, after what the files show.
+    server at --url failed or a loader gave no answer, after what the files show.
     """
     ctx.meta["glmquant.json"] = as_json
+    ctx.meta["glmquant.starts_anew"] = source is None and not deep  # only bytes are kept count of
     from glmquant.checkpoint import open_checkpoint
     from glmquant.cli.folders import choose_quantized, choose_source, short_path
     from glmquant.cli.progress import emit, progress
@@ -333,7 +334,11 @@ def _write_page(page: Path, report: Report, fields: dict[str, Any]) -> None:
     from glmquant.verify.findings import CODES
     from glmquant.writer import write_file
 
+    rows, reasons = report.loads.table() if report.loads else ([], [])
     more = {
+        "load_rows": rows,
+        "load_reasons": reasons,
+        "load_notes": report.loads.notes if report.loads else [],
         "name": report.subject.found.name,
         "headline": headline(report),
         "size": nbytes_text(fields["nbytes"]),

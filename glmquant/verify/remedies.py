@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from glmquant.manifest import MANIFEST_FILE
+from glmquant.runtime.hosts import count_npus
 from glmquant.verify.subject import Subject
 
 DEFAULT_RECIPE: Final = "w8a8"
@@ -50,6 +51,19 @@ def naming_source(hint: str, source: str) -> str:
 def verify_against(subject: Subject) -> str:
     """The command that holds a checkpoint against its source, tensor by tensor."""
     return shlex.join(["glmquant", "verify", str(subject.path), "--source", SOURCE])
+
+
+def serve(folder: str, version: str | None = None) -> str:
+    """The command that serves it: on the machine at hand, or on an A3 where that has no NPU.
+
+    Args:
+        folder: The checkpoint, as the user would type it.
+        version: Of vllm-ascend; the usual one if left out.
+    """
+    words = ["glmquant", "serve", folder]
+    words += ["--version", version] if version else []
+    words += [] if count_npus() else ["--machine", "a3"]
+    return shlex.join(words)
 
 
 def verify_with(engine: str, subject: Subject) -> str:

@@ -13,7 +13,6 @@ from glmquant.errors import GlmquantError, UsageError
 from glmquant.fetched import JOURNAL_FILE, MARKER_FILE, parse_marker
 from glmquant.markings import FLOAT_FORMATS, MODELSLIM_FORMATS, Format
 from glmquant.observer import Observer
-from glmquant.runtime.hosts import count_npus
 from glmquant.source import FolderSource
 from glmquant.verify.behaviour.behaviour import Behaviour
 from glmquant.verify.behaviour.check import Run, Wish, check_behaviour, choose
@@ -26,7 +25,7 @@ from glmquant.verify.files.template import check_template
 from glmquant.verify.findings import CODES, Finding, Level, Severity
 from glmquant.verify.loads.check import LoadWish, check_loads
 from glmquant.verify.loads.matrix import LoadMatrix
-from glmquant.verify.remedies import SOURCE, naming_source
+from glmquant.verify.remedies import SOURCE, naming_source, serve
 from glmquant.verify.subject import Subject, open_subject
 from glmquant.verify.weights.check import check_source, check_values
 from glmquant.verify.weights.figures import RoleFigures, TensorFigures
@@ -60,7 +59,7 @@ class Report:
         behaviour: What an engine did with the checkpoint; None where none was asked, or it failed.
         engine_log: The last lines of one that failed.
         loads: What the loaders of vllm-ascend's versions did with it, where they were asked.
-        failure: Why a server that runs already could not be asked.
+        failure: Why a server that runs already could not be asked, or a loader gave no answer.
     """
 
     subject: Subject
@@ -84,7 +83,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """``clean``, ``warnings`` or ``findings``; ``open`` where a server told nothing."""
+        """``clean``, ``warnings`` or ``findings``; ``open`` where a server or loader is silent."""
         if self.errors:
             return "findings"
         if self.failure is not None:
@@ -167,7 +166,7 @@ def verify(
         lacks_mtp=bool(source and source.mtp_count and not subject.mtp_layers),
         behaviour=run.behaviour,
         engine_log=run.log,
-        failure=run.failure,
+        failure=run.failure or (matrix.failure if matrix else None),
         loads=matrix,
     )
 
@@ -268,5 +267,4 @@ def next_command(report: Report, folder: str) -> str:
     if engine is not None:
         source = ["--source", report.source] if engine != EngineKind.ASCEND.value else []
         return shlex.join(["glmquant", "verify", folder, *source, "--engine", engine])
-    machine = [] if count_npus() else ["--machine", "a3"]
-    return shlex.join(["glmquant", "serve", folder, *machine])
+    return serve(folder)

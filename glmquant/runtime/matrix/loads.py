@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,13 @@ IMPORT_SECONDS: Final = 300.0
 """How long a pair may take before its first load begins: 10 s on an idle machine."""
 
 _POLL_SECONDS: Final = 0.1
+
+_OF_MACHINE: Final = re.compile(
+    r"^(MemoryError|OutOfMemoryError)|can(?:'t|not) allocate memory|No space left on device"
+    r"|Too many open files|can't start new thread|Resource temporarily unavailable",
+    re.IGNORECASE,
+)
+"""Errors that tell of this machine, and nothing of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,8 @@ class Unfilled(NamedTuple):
 
     Attributes:
         name: As the engine calls it.
-        elements: How many are without a value.
-        of: How many it has.
+        elements: How many are without a value, on all ranks together.
+        of: How many it has, on all of them.
         is_default: They have the engine's own, as the ones of a norm; else what the memory held.
     """
 
@@ -165,7 +173,7 @@ class Load:
         case: It.
         target: The model itself; None where the load was stopped.
         draft: The MTP layer, where one was asked for and the target loads; else None.
-        stopped: Why there is no answer, or None.
+        stopped: Why there is no answer, or None: it says nothing of the checkpoint.
         seconds: What it took.
         peak_nbytes: The most memory that a process of it took.
     """
@@ -279,12 +287,13 @@ def _fail(pair: Pair, said: BinaryIO, found: str) -> NoReturn:
 
 
 def _load(case: Case, answer: dict[str, Any]) -> Load:
-    target, draft = answer.get("target"), answer.get("draft")
-    return Load(
-        case,
-        Model.of(target) if target else None,
-        Model.of(draft) if draft else None,
-        answer.get("stopped"),
-        answer["seconds"],
-        answer.get("peak_nbytes", 0),
-    )
+    models = [
+        Model.of(answer[which]) if answer.get(which) else None for which in ("target", "draft")
+    ]
+    stopped = answer.get("stopped")
+    for model in models:
+        if model is not None and model.error is not None:
+            text = f"{model.error}: {model.message}"
+            stopped = stopped or (text if _OF_MACHINE.search(text) else None)
+    target, draft = (None, None) if stopped else models
+    return Load(case, target, draft, stopped, answer["seconds"], answer.get("peak_nbytes", 0))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from pathlib import Path
+from typing import Any, Final
 
 from glmquant.errors import EngineError, UsageError
 from glmquant.observer import Observer
@@ -25,9 +27,10 @@ from glmquant.survey import printable
 from glmquant.verify.engines.predict import ENGINES, Outcome, Run, Verdict
 from glmquant.verify.engines.rules import Engine
 from glmquant.verify.findings import Finding, Level, Severity
-from glmquant.verify.loads.explain import differs, explained, lost, said
+from glmquant.verify.loads.explain import INDIVISIBLE, differs, explained, lost, said
 from glmquant.verify.loads.matrix import Answer, LoadMatrix, Row
 from glmquant.verify.loads.reduced import can_be_reduced, reduce_checkpoint, reduction_text
+from glmquant.verify.remedies import serve, verify_against
 from glmquant.verify.subject import Subject
 
 INSTALL: Final = "glmquant engine install --matrix"
@@ -45,7 +48,8 @@ class LoadWish:
 
     Attributes:
         pairs: Which versions.
-        is_named: The user named them: that one does not load it is an error, not a warning.
+        is_named: The user named them: that one of them does not load it is an error. Of all that
+            are installed it is one where no version loads it, else a warning.
     """
 
     pairs: tuple[Pair, ...]
@@ -105,19 +109,19 @@ def check_loads(
             found=f"{nbytes / 1e9:.1f} GB of weights",
             hint=shlex.join(["glmquant", "verify", str(subject.path)]),
         )
-    announced = subject.config.num_nextn_predict_layers if subject.config else 0
+    has_draft, undrafted = _draft(subject)
     limit_nbytes = 3 * _PROCESS_NBYTES + (needed if is_small else 0)
     cases = [
         Case(
             way.text,
             subject.path.absolute(),
             way,
-            bool(announced),
+            has_draft,
             300 + nbytes / 5e7,
             limit_nbytes,
         )
         for way in ways
-        if announced or not way.names_model
+        if has_draft or not way.names_model
     ]
     rows, absent = [], []
     for pair in wish.pairs:
@@ -125,30 +129,45 @@ def check_loads(
             absent.append(pair)
         else:
             rows.append(_row(subject, pair, cases, verdicts, observer, is_small))
-    if rows and not any(row.answers for row in rows):
-        _give_up(rows)
-    copy = None if is_small else reduction_text(subject)
     return LoadMatrix(
-        tuple(rows), tuple(absent), copy, tuple(_findings(subject, rows, wish.is_named))
+        ways=tuple(case.way for case in cases),
+        rows=tuple(rows),
+        absent=tuple(absent),
+        copy=None if is_small else reduction_text(subject),
+        undrafted=undrafted,
+        findings=tuple(_findings(subject, rows, wish.is_named)),
+        failure=_unanswered(rows),
     )
 
 
-def _give_up(rows: Sequence[Row]) -> NoReturn:
-    """Of a checkpoint that no loader could begin with nothing is known, right or wrong.
+def _draft(subject: Subject) -> tuple[bool, str | None]:
+    """Whether a draft is loaded, and why not where there are tensors for one.
 
-    Raises:
-        EngineError: Always.
+    A config.json that only an engine can read, NaN and all, may announce it all the same.
     """
+    if subject.config is None:
+        return bool(subject.mtp_layers), None
+    has_draft = bool(subject.config.num_nextn_predict_layers)
+    if has_draft or not subject.mtp_layers:
+        return has_draft, None
+    return False, "no draft was loaded: config.json announces no MTP layer, though tensors are here"
+
+
+def _unanswered(rows: Sequence[Row]) -> EngineError | None:
+    """That some load has no answer: nothing is known of it then, right or wrong."""
+    mute = [row for row in rows if row.reason]
+    if not mute:
+        return None
+    cause = next((row.failure for row in mute if row.failure), None)
     error = EngineError(
-        "no loader ran",
-        where=f"vllm-ascend {', '.join(row.pair.version for row in rows)}",
-        expected="a Python that starts, and 1 GB of memory for each rank",
-        found=printable(rows[0].failure or "nothing", 600),
-        hint="free memory and room for temporary files, or `glmquant engine remove` and then "
-        f"`{INSTALL}`",
+        "loads without an answer" if any(row.answers for row in rows) else "no loader ran",
+        where=f"vllm-ascend {', '.join(row.pair.version for row in mute)}",
+        expected="a Python that starts, time, and 1 GB of memory and the weights for each rank",
+        found=printable(mute[0].reason or "", 600),
+        hint=cause.hint if cause else "free memory and room for temporary files, and run it again",
     )
-    error.exit_code = UsageError.exit_code  # the machine's fault, and nothing of the checkpoint's
-    raise error
+    error.log = cause.log if cause else ()
+    return error
 
 
 def _row(
@@ -166,14 +185,32 @@ def _row(
     copy = None if is_small else lambda folder: reduce_checkpoint(subject, folder)
     answers: list[Answer] = []
     try:
+        _require_files(subject.path)
         observer.tell(f"starting the loader of vllm-ascend {pair.ascend}")
         for load in run_cases(pair, built, cases, copy):
             observer.tell(f"vllm-ascend {pair.ascend}: {len(answers) + 1} of {len(cases)} loads")
             run = verdict.with_flag if load.case.way.has_flag else verdict.without_flag
             answers.append(_judge(load, run, engine, subject.types))
     except EngineError as error:
-        return Row(pair, tuple(answers), f"{error.what}: {error.found}")
+        return Row(pair, tuple(answers), error)
     return Row(pair, tuple(answers))
+
+
+def _require_files(folder: Path) -> None:
+    """Fail where an engine would wait for ever.
+
+    Raises:
+        EngineError: A pipe has the name of weights or JSON.
+    """
+    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
+        if path.exists() and stat.S_ISFIFO(path.stat().st_mode):
+            raise EngineError(
+                "a loader would wait for somebody to write into a pipe",
+                where=str(path),
+                expected="a file",
+                found=f"the pipe {printable(path.name, 200)}",
+                hint=shlex.join(["rm", "--", str(path)]),
+            )
 
 
 def _judge(load: Load, run: Run, engine: Engine, types: dict[str, Any]) -> Answer:
@@ -197,34 +234,50 @@ def _findings(subject: Subject, rows: Sequence[Row], is_named: bool) -> Iterator
 
     Without the flag 0.13 loads nothing whose description is not in config.json, however right.
     """
-    known: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    known: dict[tuple[str, tuple[str, ...]], dict[str, list[Answer]]] = {}
     for row in rows:
-        if row.failure:
-            known.setdefault(("its loader did not run", row.failure, ()), []).append(
-                row.pair.version
-            )
         for answer in row.answers:
-            if answer.is_right or not answer.way.has_flag:
-                continue
-            names = tuple(dict.fromkeys(each.name for each in answer.lost))
-            found = answer.load.stopped or answer.said
-            if names:
-                found = f"{len(names)} parameters that no tensor filled: {', '.join(names[:3])}"
-                found += f" and {len(names) - 3} more" * (len(names) > 3)
-            what = answer.meaning or answer.verdict
-            versions = known.setdefault((what, found, names), [])
-            if row.pair.version not in versions:
-                versions.append(row.pair.version)
-            break  # the usual way is the first
-    for (what, found, names), versions in known.items():
+            if answer.is_wrong and answer.way.has_flag:
+                names = tuple(dict.fromkeys(each.name for each in answer.lost))
+                kind = (answer.meaning or answer.verdict, names)
+                known.setdefault(kind, {}).setdefault(row.pair.version, []).append(answer)
+    usable = [row.pair.version for row in rows if _loads(row)]
+    for (what, names), answers in known.items():
+        is_warning = what == INDIVISIBLE or (usable and not is_named)
+        first = next(iter(answers.values()))[0]
         yield Finding(
             code="E6",
-            severity=Severity.ERROR if is_named else Severity.WARNING,
+            severity=Severity.WARNING if is_warning else Severity.ERROR,
             level=Level.ENGINE,
             what=printable(what, 200),
-            where=f"the loader of vllm-ascend {', '.join(versions)}",
+            where=f"the loader of vllm-ascend {_places(rows, answers)}",
             expected="target and draft load, and a tensor for every parameter",
-            found=printable(found, 600),
-            hint=shlex.join(["glmquant", "verify", str(subject.path), "--engine", "none"]),
+            found=printable(first.said if first.failed else _named(names), 600),
+            hint=serve(str(subject.path), usable[-1]) if usable else verify_against(subject),
             tensors=tuple(printable(name, 200) for name in names),
         )
+
+
+def _loads(row: Row) -> bool:
+    """Whether a version takes it with the flag, in every way that was tried."""
+    asked = [answer for answer in row.answers if answer.way.has_flag]
+    return bool(asked) and row.reason is None and not any(each.is_wrong for each in asked)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" * (len(names) > 3)
+    noun = "parameter" if len(names) == 1 else "parameters"
+    return f"{len(names)} {noun} that no tensor filled: {', '.join(names[:3])}{more}"
+
+
+def _places(rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]]) -> str:
+    """The versions, and of each the ways where it is not all of them."""
+    places = []
+    for row in rows:
+        if row.pair.version not in answers:
+            continue
+        mine = [answer.way for answer in answers[row.pair.version]]
+        asked = [answer.way for answer in row.answers if answer.way.has_flag]
+        ways = "" if mine == asked else f" ({'; '.join(way.text for way in mine)})"
+        places.append(row.pair.version + ways)
+    return ", ".join(places)

@@ -14,6 +14,14 @@ from glmquant.verify.files.anatomy import STATIC
 AT_FIRST_TOKEN: Final = "at the first token"
 """With this begins what the table says of errors that come after loading."""
 
+INDIVISIBLE: Final = "the model does not divide by that many ranks"
+
+_QUOTED: Final = re.compile(r"[A-Z]\w*(Error|Exception)\b")
+"""How the rules begin where they quote an engine; here its own words stand beside."""
+
+_RULE: Final = re.compile(r"[=*_-]{4,}")
+"""The lines that engines draw around a message."""
+
 _MEANINGS: Final = tuple(
     (re.compile(pattern, re.DOTALL), meaning)
     for pattern, meaning in (
@@ -58,7 +66,7 @@ _MEANINGS: Final = tuple(
             r"(has no attribute|has no parameter|no module or parameter named|^KeyError)",
             "a tensor is in the files that the model has no place for",
         ),
-        (r"divisible", "the model does not divide by that many ranks"),
+        (r"divisible", INDIVISIBLE),
     )
 )
 """What is behind the messages of vLLM and vllm-ascend 0.13 to 0.30: the first that fits."""
@@ -72,15 +80,15 @@ def explained(model: Model, outcome: Outcome | None) -> str:
         outcome: What the rules say of it: they know the names.
     """
     why = outcome.why[0] if outcome and outcome.fate is Fate.FAILS and outcome.why else ""
-    if why and not why.startswith(str(model.error)):  # else it repeats the engine's words
+    if why and not _QUOTED.match(why):
         return why
     message = f"{model.error}: {model.message}"
-    return next((meaning for pattern, meaning in _MEANINGS if pattern.search(message)), why)
+    return next((meaning for pattern, meaning in _MEANINGS if pattern.search(message)), "")
 
 
 def said(model: Model) -> str:
     """The engine's own message, in a line that may be shown."""
-    text = " ".join(model.message.split())
+    text = " ".join(_RULE.sub(" ", model.message).split())
     return printable(f"{model.error}: {text}", 300)
 
 

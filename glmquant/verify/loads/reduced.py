@@ -8,6 +8,7 @@ shape has a right one in the copy, a wrong shape is a wrong one still.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,11 +29,15 @@ WIDTHS: Final = {
     "intermediate_size": 96,
     "moe_intermediate_size": 48,
     "vocab_size": 256,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
     "head_dim": 16,
+    "n_routed_experts": EXPERTS,
 }
-"""Each of another product, so that no transposed shape is right by accident; all divide by two."""
+"""Each of another product, so that no transposed shape is right by accident. What does not divide
+by two in the checkpoint does not in the copy: see ``_less``."""
+
+KEY_VALUE_HEADS: Final = 2
+QUERIES: Final = 4
+"""Heads of queries for one of keys and values, at most."""
 
 _EXPERT: Final = re.compile(r"\.mlp\.experts\.(\d+)\.")
 
@@ -44,11 +49,12 @@ def reduction_text(subject: Subject) -> str:
         subject: The checkpoint; ``can_be_reduced``.
     """
     there = subject.config.n_routed_experts if subject.config else 0
+    left = _less(EXPERTS, there)
     return (
         "the checkpoint does not fit into memory; loaded was a copy of small widths, made from its "
         "headers, config.json and description: the same names, types and layers, "
-        f"{min(there, EXPERTS)} of {there} experts of a layer; what is wrong in the others alone "
-        "is for the checks of the files"
+        f"{left} of {there} experts of a layer; what is wrong in the others alone is for the "
+        "checks of the files"
     )
 
 
@@ -73,9 +79,8 @@ def reduce_checkpoint(subject: Subject, folder: Path) -> None:
     """
     config = subject.config
     assert config is not None  # noqa: S101 - can_be_reduced
-    experts = min(config.n_routed_experts, EXPERTS)
-    changes = {key: min(width, getattr(config, key)) for key, width in WIDTHS.items()}
-    changes["n_routed_experts"] = experts
+    changes = _changes(config)
+    experts = changes["n_routed_experts"]
     shapes = _Shapes(config, config.model_copy(update=changes))
     for file, refs in subject.found.shards.items():
         kept = [ref for ref in refs if _is_kept(ref.name, experts)]
@@ -96,6 +101,25 @@ def reduce_checkpoint(subject: Subject, folder: Path) -> None:
     if isinstance(embedded, dict):
         told["quantization_config"] = _thinned(embedded, experts)
     _write_json(folder / CONFIG_FILE, told)
+
+
+def _changes(config: Glm4MoeConfig) -> dict[str, int]:
+    """The numbers of config.json that are others in the copy."""
+    changes = {key: _less(width, getattr(config, key)) for key, width in WIDTHS.items()}
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    changes["num_key_value_heads"] = _less(KEY_VALUE_HEADS, keys)
+    if heads % keys:  # no model of ours, and no small one either
+        changes["num_attention_heads"] = _less(KEY_VALUE_HEADS * QUERIES, heads)
+    else:
+        queries = heads // keys
+        queries = min(queries, QUERIES - queries % 2)
+        changes["num_attention_heads"] = changes["num_key_value_heads"] * queries
+    return changes
+
+
+def _less(width: int, there: int) -> int:
+    """A small width in place of a large one, odd where that is: two ranks share it or do not."""
+    return min(there, width + there % 2)
 
 
 class _Shapes:
@@ -146,7 +170,8 @@ def _write_shard(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]
     nbytes = len(header) + sum(tensor_nbytes(dtype, shape) for _, dtype, shape in entries)
     with writing(path), path.open("wb") as file:
         file.write(header)
-        file.truncate(nbytes)  # zeros, that take no room
+        # Zeros that have their room: a full disk is told of here, not by a signal to a loader.
+        os.posix_fallocate(file.fileno(), 0, nbytes)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

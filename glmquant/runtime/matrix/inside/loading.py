@@ -134,7 +134,8 @@ def _model(found, which, config, model_config):
             return plain_make(*args, **kwargs)
 
     def load_weights(self, model, *args, **kwargs):
-        seen["parameters"] = sum(1 for _ in model.named_parameters())
+        seen["sizes"] = {name: each.numel() for name, each in model.named_parameters()}
+        seen["parameters"] = len(seen["sizes"])
         watch = Watch(model)
         given = plain_load(self, model, *args, **kwargs)
         seen["unfilled"] = watch.unfilled(model)

@@ -74,12 +74,20 @@ def _answer(case):
         failed = [each for each in every if each["fate"] == "fails"]
         answer[which] = (failed or every or [None])[0]
         if every and not failed:
-            lost = {}
-            for each in every:
-                lost |= each.get("unfilled", {})
-            answer[which]["unfilled"] = lost
+            answer[which] = {**every[0], "unfilled": _unfilled_of_all(every)}
+            del answer[which]["sizes"]
     answer["peak_nbytes"] = max(each["peak_nbytes"] for each in found)
     return answer
+
+
+def _unfilled_of_all(ranks):
+    """What is without a value on any rank, with the elements of all ranks counted together."""
+    lost = {}
+    for name in dict.fromkeys(name for each in ranks for name in each["unfilled"]):
+        mine = [each["unfilled"][name] for each in ranks if name in each["unfilled"]]
+        count, are_default = sum(elements for elements, _ in mine), all(each for _, each in mine)
+        lost[name] = [count, sum(each["sizes"].get(name, 0) for each in ranks), are_default]
+    return lost
 
 
 def _start(case, rank, meeting, file):

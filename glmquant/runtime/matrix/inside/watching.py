@@ -40,7 +40,7 @@ class Watch:
                 bits[0].fill_(bits[1])
 
     def unfilled(self, model):
-        """Name → elements without a value, all elements, and whether they have a default.
+        """Name → elements without a value, and whether they have a default.
 
         What a default was is in its place again afterwards.
         """
@@ -58,7 +58,7 @@ class Watch:
             if parameter.dtype.is_floating_point:  # a NaN that was cast has other bits
                 memory |= before.view(parameter.dtype)[marks].isnan()
             is_default = not bool(memory.any())
-            found[name] = [int(marks.sum()), marks.numel(), is_default]
+            found[name] = [int(marks.sum()), is_default]
         return found
 
 
