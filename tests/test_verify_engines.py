@@ -311,6 +311,20 @@ def test_a_float_model_notices_what_is_missing(source: Recorded, tmp_path: Path)
         assert verdict.without_flag.text.endswith(" not initialized")
 
 
+def test_a_draft_without_a_flag_is_held_to_all_its_parameters_in_018_alone(folder: Path) -> None:
+    DEFECTS["description says W8A8_DYNAMIC for MTP experts, tensors float"].apply(folder)
+    told = {version: verdict.without_flag.text for version, verdict in judged(folder).items()}
+    experts = "model.layers.4.mlp.experts"
+    silent = "loads; the draft loads, wrong in silence: acceptance 0, float tensors read as int8"
+    assert told["0.18"] == (
+        f"loads; the draft fails: ValueError: {experts}.0.gate_proj.weight_scale and 23 more not "
+        "initialized"
+    )
+    for version in ("0.23", "0.26", "0.30"):
+        assert told[version].startswith(silent)
+    assert texts(folder)["0.18"].startswith(silent)
+
+
 def test_a_float_linear_without_an_entry_is_right_in_030_by_luck(folder: Path) -> None:
     undescribe(f"{MOE}.shared_experts.down_proj.")(folder)
     error = f"fails: KeyError '{MOE}.shared_experts.down_proj.weight'"

@@ -28,6 +28,7 @@ from glmquant.verify.engines.rules import (
     copies,
     lookups,
     noticed,
+    noticed_of_all,
     shapes,
     some,
     tensors,
@@ -37,8 +38,8 @@ from glmquant.verify.files.names import NORM_BIAS
 from glmquant.verify.subject import Subject
 
 ENGINES: Final = (
-    Engine("0.13", detects=False, sorts=False, has_static_shared=True),
-    Engine("0.18", asks_for_head=True, has_static_shared=True),
+    Engine("0.13", detects=False, sorts=False, has_static_shared=True, tracks_all=True),
+    Engine("0.18", asks_for_head=True, has_static_shared=True, tracks_all=True),
     Engine("0.23", guesses_head=True),
     Engine(
         "0.26",
@@ -287,6 +288,7 @@ class _Judge:
         if outcome.fate is Fate.FAILS:
             return outcome
         lost = noticed(model, is_draft=True)
+        lost += noticed_of_all(model) if engine.tracks_all else []
         if not lost and model.types:  # such a key gives every norm a bias, which is then missed
             lost = [key for key in model.types if NORM_BIAS in key][:1]
         if lost and not has_own:

@@ -6,7 +6,7 @@ comment says that it was read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -30,6 +30,12 @@ from glmquant.verify.subject import LINEAR_SUFFIXES, Subject
 _FUSED: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears that are one parameter to the engine."""
 
+_PARAMETERS: Final = {
+    DYNAMIC: ("weight_scale", "weight_offset"),
+    STATIC: ("weight_scale", "weight_offset", *STATIC_PARTS),
+}
+"""Type → the parameters that a linear of it has beside its weight (0.18)."""
+
 
 class Engine(NamedTuple):
     """A version of vllm-ascend, and what its loader does differently.
@@ -47,6 +53,8 @@ class Engine(NamedTuple):
             transformers that it asks for (5.14.1).
         drops_expert_biases: As those of other modules without one (0.30); before, an error.
         has_static_shared: Static shared experts run: from 0.23 on they are always dynamic.
+        tracks_all: Where it looks for parameters that nothing filled, it looks at all; later ones
+            pass over linears, embedding and head (``track_weights_loading``, 0.23).
     """
 
     version: str
@@ -60,6 +68,7 @@ class Engine(NamedTuple):
     wants_every_file: bool = False
     assumes_mtp: bool = False
     drops_expert_biases: bool = False
+    tracks_all: bool = False
 
 
 class Fate(str, Enum):
@@ -286,6 +295,31 @@ def noticed(model: Model, *, is_draft: bool) -> list[str]:
         for name, tensor in model.expected.items()
         if tensor.is_required and name not in there and model.is_draft(name) is is_draft
     ]
+    return _unfilled(lost, there)
+
+
+def noticed_of_all(model: Model) -> list[str]:
+    """What else of a draft is missed where every parameter is tracked: scales, embedding, head."""
+    there = model.subject.tensors
+    lost = [
+        f"{linear.name}.{part}"
+        for linear in model.linears.values()
+        if model.is_draft(linear.name) and not linear.name.endswith(".eh_proj")
+        for part in _PARAMETERS.get(str(linear.described), ())
+        if part not in linear.parts
+    ]
+    for prefix in model.draft_prefixes:
+        for own, shared in (
+            ("embed_tokens.weight", "model.embed_tokens.weight"),
+            ("shared_head.head.weight", "lm_head.weight"),
+        ):
+            if prefix + own not in there and shared not in there:
+                lost.append(prefix + own)
+    return _unfilled(lost, there)
+
+
+def _unfilled(lost: list[str], there: Collection[str]) -> list[str]:
+    """Those whose parameter no other tensor is loaded into."""
     filled = {_parameter(name) for name in there} if lost else set()
     return [name for name in lost if _parameter(name) not in filled]
 
