@@ -33,13 +33,17 @@ class Reply:
 class Scripted:
     """A server on loopback and what it was asked.
 
+    Args:
+        replies: Words of a question → its reply.
+        most_words: Of a prompt; a longer one is refused as vLLM 0.30 does, words for tokens.
+
     Attributes:
         url: Its address.
         bodies: Of the requests, as they came.
         keys: What they said in ``Authorization``.
     """
 
-    def __init__(self, replies: Mapping[str, Reply]) -> None:
+    def __init__(self, replies: Mapping[str, Reply], most_words: int | None = None) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self._lock = threading.Lock()
@@ -56,9 +60,17 @@ class Scripted:
                 with script._lock:
                     script.bodies.append(body)
                     script.keys.append(self.headers["Authorization"])
-                    asked = (
-                        body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+                    texts = (
+                        [each["content"] for each in body["messages"]]
+                        if "messages" in body
+                        else [body["prompt"]]
                     )
+                    asked = texts[-1]
+                words = sum(len(text.split()) for text in texts)
+                if most_words is not None and words > most_words:
+                    self.give(400, {"error": refusal(words, most_words, body["max_tokens"])})
+                    return
+                with script._lock:
                     (reply,) = (replies[key] for key in replies if key in asked)
                     status = reply.failures.pop(0) if reply.failures else 200
                 self.give(
@@ -101,6 +113,17 @@ class Scripted:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+
+
+def refusal(words: int, most: int, asked: int) -> dict[str, Any]:
+    """What vLLM 0.30 says to a prompt that is too long (``renderers/params.py``)."""
+    message = (
+        f"This model's maximum context length is {most} tokens. However, you requested {asked} "
+        f"output tokens and your prompt contains {words} input tokens, for a total of "
+        f"{words + asked} tokens. Please reduce the length of the input prompt or the number of "
+        "requested output tokens. (parameter=input_tokens, value=...)"
+    )
+    return {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}
 
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}

@@ -14,6 +14,8 @@ from glmquant.suites.environment import find_own
 from glmquant.suites.items import item_name
 from glmquant.suites.known import SUITES
 from glmquant.suites.lm_eval import LM_EVAL, prepare, read
+from glmquant.suites.lm_eval_output import explain_failure
+from glmquant.suites.run import measure
 from glmquant.suites.task import Installed, Task
 from tests.scripted import Reply, Scripted
 from tests.suite_calls import run_call
@@ -416,6 +418,66 @@ def spoil_requests(place: Path) -> None:
     (place.parent.parent / "requests.jsonl").unlink()
 
 
+REFUSED = {"prompt": "p", "event": "failed", "reason": "HTTP 400"}
+GAVE_UP = {
+    "prompt": "",
+    "event": "gave up",
+    "reason": "1 of 3 requests failed so far: 1 x HTTP 400",
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [
+        # vLLM 0.13, entrypoints/openai/serving_engine.py, twice; 0.23, v1/engine.
+        (
+            "This model's maximum context length is 1024 tokens. However, your request has 1500 "
+            "input tokens. Please reduce the length of the input messages.",
+            "1,024",
+        ),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum "
+            "context length is 1024 tokens and your request has 700 input tokens (512 > 1024 - "
+            "700).",
+            "1,024",
+        ),
+        (
+            "The decoder prompt (length 1500) is longer than the maximum model length of 2048. "
+            "Make sure that `max_model_len` is no smaller than the number of text tokens.",
+            "2,048",
+        ),
+    ],
+)
+@pytest.mark.parametrize("shots", [0, 2])
+def test_a_refusal_of_length_is_known_by_the_words_of_vllm(
+    tmp_path: Path, said: str, limit: str, shots: int
+) -> None:
+    output(tmp_path)
+    asked = json.loads((tmp_path / "asked.json").read_text())
+    (tmp_path / "asked.json").write_text(json.dumps(asked | {"shots": shots}))
+    written(tmp_path / "requests.jsonl", [REFUSED | {"said": said}, GAVE_UP])
+    error = explain_failure(task_of(None, max_out_len=512), tmp_path)
+    assert error is not None and error.what == "the server refuses requests so long"
+    assert f"(512) of {limit} tokens together" in str(error.expected)
+    assert said in str(error.found)
+    wanted = "--set fewshot=0, " if shots else "--max-out-len 256; "
+    assert str(error.hint).startswith(f"the same command with {wanted}")
+
+
+def test_another_failure_of_requests_is_told_with_the_servers_words(tmp_path: Path) -> None:
+    output(tmp_path)
+    written(tmp_path / "requests.jsonl", [REFUSED | {"said": "no \x1b such model"}, GAVE_UP])
+    error = explain_failure(task_of(None), tmp_path)
+    assert error is not None and error.what == "so many requests failed that there is no figure"
+    assert str(error.found).endswith("1 x HTTP 400; the server says: no \\x1b such model")
+
+
+def test_what_is_no_failure_of_requests_is_told_by_the_log(tmp_path: Path) -> None:
+    assert explain_failure(task_of(None), tmp_path) is None
+    output(tmp_path)
+    assert explain_failure(task_of(None), tmp_path) is None
+
+
 SPOILS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
 
 
@@ -547,6 +609,43 @@ def test_a_request_that_never_succeeds_is_no_wrong_answer(
     assert "sk-secret" not in log.read_text()
     with pytest.raises(MeasureError):
         read(task_of(data, url=server.url), genuine, tmp_path)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_examples_that_are_too_long_are_the_cause_that_comes_first(
+    genuine: Installed, tmp_path: Path, mark: None, concurrency: int
+) -> None:
+    problems = [{"problem": f"Halve {n}.", "answer": "1"} for n in range(6)]
+    server = Scripted({"Halve": Reply("It is $\\boxed{1}$.")}, most_words=100)
+    with server.running():
+        task = task_of(
+            written(tmp_path / "math.jsonl", problems),
+            "math500",
+            url=server.url,
+            concurrency=concurrency,
+            max_out_len=64,
+            api_key="sk-secret",
+        )
+        with pytest.raises(MeasureError) as caught:
+            measure(LM_EVAL, task, genuine, tmp_path, client=None)
+        # What is refused is refused again: it is not sent twice.
+        assert len(server.bodies) == len({str(body) for body in server.bodies})
+        assert len(server.bodies) <= concurrency
+        asked = len(server.bodies)
+        error = caught.value
+        assert error.what == "the server refuses requests so long"
+        assert "minerva_math500, with 4 examples before each; log " in str(error.where)
+        assert "64) of 100 tokens together" in str(error.expected)
+        assert "of 6 requests failed so far" in str(error.found)
+        assert "maximum context length is 100 tokens" in str(error.found)
+        assert "Traceback" not in str(error)
+        assert str(error.hint).startswith("the same command with --set fewshot=0,")
+        found = measure(
+            LM_EVAL, replace(task, settings={"fewshot": "0"}), genuine, tmp_path, client=None
+        )
+    assert found.run.results[0].value == 100.0
+    assert len(server.bodies) == asked + 6
 
 
 @pytest.mark.parametrize("mark", [pytest.param(None, marks=suites)])

@@ -15,7 +15,7 @@ from typing import Any, Final
 from glmquant.errors import MeasureError, UsageError
 from glmquant.storage import writing
 from glmquant.suites.datafiles import FORMS, DataFile, read_data
-from glmquant.suites.lm_eval_output import Asked, read_output
+from glmquant.suites.lm_eval_output import Asked, explain_failure, read_output
 from glmquant.suites.settings import Settings
 from glmquant.suites.task import Call, Installed, Measured, Suite, Task
 from glmquant.survey import printable
@@ -318,4 +318,5 @@ LM_EVAL: Final = Suite(
     datasets=tuple(FORMS),
     prepare=prepare,
     read=read,
+    explain=explain_failure,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ _ASKED: Final = "asked.json"
 _TASK: Final = "glmquant"
 _INVALID: Final = frozenset({"", "[invalid]"})
 """What the filters give where they find nothing."""
+
+_TOO_LONG: Final = re.compile(r"maximum (?:context|model) length (?:is|of) (\d+)")
+"""How vLLM 0.13 to 0.30 refuses a prompt, or one with its answer (``renderers/params.py``,
+``v1/engine/input_processor.py``)."""
 
 
 class Asked(BaseModel):
@@ -94,6 +99,7 @@ class _Request(BaseModel):
     finish_reason: str | None = None
     tokens: int | None = None
     reason: str | None = None
+    said: str | None = None
 
 
 def read_output(task: Task, work: Path) -> Measured:
@@ -143,6 +149,54 @@ def read_output(task: Task, work: Path) -> Measured:
     lengths = {"answer tokens": tuple(map(float, tokens))} if len(tokens) == len(answered) else {}
     notes = _notes(task, asked, items, chosen, requests, results)
     return Measured(tuple(results), items, lengths, notes)
+
+
+def explain_failure(task: Task, work: Path) -> MeasureError | None:
+    """Why lm-eval gave up, where it was for requests that failed; None where its log tells.
+
+    Args:
+        task: What was asked for.
+        work: The folder that lm-eval wrote into.
+
+    Raises:
+        MeasureError: A line of its requests is none.
+        StorageError: It cannot be read.
+    """
+    path = work / "requests.jsonl"
+    requests = list(_lines(path, _Request)) if path.is_file() else []
+    gave_up = next((each.reason for each in requests if each.event == "gave up"), None)
+    if gave_up is None:
+        return None
+    asked = _asked(work)
+    said = [each.said for each in requests if each.event == "failed" and each.said]
+    for words in said:
+        if limit := _TOO_LONG.search(words):
+            return _too_long(task, asked, int(limit[1]), f"{gave_up}; the server says: {words}")
+    return MeasureError(
+        "so many requests failed that there is no figure",
+        where=task.url,
+        expected="an answer to nine of ten questions at least",
+        found=printable(f"{gave_up}; the server says: {said[0]}" if said else gave_up, 500),
+        hint="see the server's own log; --set retries=N sends more often, --set timeout=SECONDS "
+        "waits longer",
+    )
+
+
+def _too_long(task: Task, asked: Asked, limit: int, found: str) -> MeasureError:
+    """A server with too small a context."""
+    examples = f", with {asked.shots} examples before each" if asked.shots else ""
+    if asked.shots:
+        hint = "the same command with --set fewshot=0, which asks without examples"
+    else:
+        hint = f"the same command with --max-out-len {max(1, min(task.max_out_len, limit) // 2)}"
+    return MeasureError(
+        "the server refuses requests so long",
+        where=f"the questions of lm-eval's task {asked.base}{examples}",
+        expected=f"prompt and answer ({task.max_out_len:,}) of {limit:,} tokens together, the "
+        "server's --max-model-len",
+        found=printable(found, 500),
+        hint=f"{hint}; or serve it with a larger --max-model-len",
+    )
 
 
 def _item(

@@ -118,7 +118,7 @@ def measure(
         with _following(log, listener):
             run_guarded(call.words, log, _environment(call), folder)
     except CommandError as error:
-        raise _failed(suite, error, log, call) from error
+        raise _failed(suite, task, error, log, call) from error
     finally:
         _mask(folder, call)
     after = _counters(client)
@@ -248,7 +248,14 @@ def _mask(folder: Path, call: Call) -> None:
                 path.write_bytes(masked)
 
 
-def _failed(suite: Suite, error: CommandError, log: Path, call: Call) -> MeasureError:
+def _failed(suite: Suite, task: Task, error: CommandError, log: Path, call: Call) -> MeasureError:
+    """Its cause, where the suite's files tell one; else how the log ends."""
+    explained = suite.explain(task, log.parent)
+    if explained is not None:
+        for secret in filter(None, call.secrets.values()):
+            explained.found = (explained.found or "").replace(secret, "***")
+        explained.where = f"{explained.where}; log {log}"
+        return explained
     ended = f"signal {error.code - 128}" if error.code > 128 else f"exit code {error.code}"
     tail = error.tail
     for secret in filter(None, call.secrets.values()):

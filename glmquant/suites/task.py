@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glmquant.errors import MeasureError
 from glmquant.results import Result
 from glmquant.runs import Item, Mode
 
@@ -100,6 +101,16 @@ class Measured:
     notes: tuple[str, ...] = ()
 
 
+def unexplained(task: Task, work: Path) -> MeasureError | None:
+    """None: a suite that keeps nothing of why it fails, but for its log.
+
+    Args:
+        task: What was asked for.
+        work: The folder in which it ran.
+    """
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Suite:
     """A suite that is known.
@@ -113,6 +124,7 @@ class Suite:
         prepare: Writes its configuration for the installed version into an empty folder, and gives
             the command; UsageError where the task is none of its own.
         read: What it wrote into that folder; MeasureError where it told nothing that adds up.
+        explain: Why it failed, by what it wrote into that folder; None where only its log tells.
     """
 
     name: str
@@ -122,3 +134,4 @@ class Suite:
     datasets: tuple[str, ...]
     prepare: Callable[[Task, Installed, Path], Call]
     read: Callable[[Task, Installed, Path], Measured]
+    explain: Callable[[Task, Path], MeasureError | None] = unexplained

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,14 @@ _NO_ANSWER = {"choices": [{"index": 0, "message": {"content": ""}, "text": ""}]}
 _MOST_FAILED = 0.1
 """Of all requests; a figure of fewer answers says little of the model."""
 
+_REFUSALS = frozenset({400, 413, 422})
+"""HTTP's statuses of a request that is refused again however often it is sent."""
+
+_MAX_SAID = 1_000
+
 _prompt: ContextVar[str] = ContextVar("prompt")
+_said: ContextVar[str] = ContextVar("said", default="")
+"""What the server said with the last status other than 200 of a request."""
 
 
 class _TooManyError(Exception):
@@ -48,6 +56,23 @@ def _digest(messages: Any) -> str:
     first = messages[0]
     text = first.prompt if hasattr(first, "prompt") else first
     return hashlib.sha256(str(text).encode("utf-8")).hexdigest()
+
+
+class _Heard:
+    """A session of aiohttp; what comes with a status other than 200 is kept.
+
+    An error of aiohttp has the status alone.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    @asynccontextmanager
+    async def post(self, *args: Any, **kwargs: Any) -> Any:
+        async with self._session.post(*args, **kwargs) as response:
+            if not response.ok:
+                _said.set(await response.text())
+            yield response
 
 
 class _Noted:
@@ -80,10 +105,11 @@ class _Noted:
             time.sleep(_pause(tried))
         return _NO_ANSWER
 
-    async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
+    async def amodel_call(self, session: Any, *args: Any, **kwargs: Any) -> Any:
+        heard = _Heard(session)
         for tried in range(1, self._tries + 1):
             try:
-                return await super().amodel_call(*args, **kwargs)  # type: ignore[misc]
+                return await super().amodel_call(heard, *args, **kwargs)  # type: ignore[misc]
             except _FAILURES as error:
                 if self._is_last(tried, error):
                     break
@@ -92,10 +118,15 @@ class _Noted:
 
     def _is_last(self, tried: int, error: Exception) -> bool:
         """Whether a request is given up; notes it then."""
-        if tried < self._tries:
+        status = _status(error)
+        if tried < self._tries and status not in _REFUSALS:
             return False
         reason = _reason(error)
-        _note({"prompt": _prompt.get(), "event": "failed", "reason": reason})
+        note = {"prompt": _prompt.get(), "event": "failed", "reason": reason}
+        if status is not None:
+            response = getattr(error, "response", None)
+            note["said"] = _words(_said.get() if response is None else response.text)
+        _note(note)
         self._failed[reason] += 1
         if (failed := self._failed.total()) > _MOST_FAILED * self._asked:
             told = "; ".join(f"{count} x {why}" for why, count in self._failed.most_common(3))
@@ -142,12 +173,28 @@ def _choice(output: Any) -> Any:
     return choices[0]
 
 
+def _status(error: Exception) -> int | None:
+    """HTTP's, where there is one."""
+    if isinstance(error, ClientResponseError):
+        return error.status
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _words(body: str) -> str:
+    """What a server says of an error: its message, or all of it."""
+    try:
+        told = json.loads(body)
+        told = told.get("error", told)
+        body = told if isinstance(told, str) else told["message"]
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        pass
+    return " ".join(str(body).split())[:_MAX_SAID]
+
+
 def _reason(error: Exception) -> str:
     """Why a request failed, without its headers, which have the key."""
-    if isinstance(error, ClientResponseError):
-        return f"HTTP {error.status}"
-    if getattr(error, "response", None) is not None:
-        return f"HTTP {error.response.status_code}"  # type: ignore[attr-defined]
+    if (status := _status(error)) is not None:
+        return f"HTTP {status}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
 
@@ -189,6 +236,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except _TooManyError as error:
+        _note({"prompt": "", "event": "gave up", "reason": str(error)})
         _give_up(
             str(error),
             "More than a tenth failed each time that they were sent, so there is no figure. See",
