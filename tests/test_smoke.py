@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from glmquant.cli import main
 from glmquant.smoke import requests
 from glmquant.smoke.causes import Service as Known
 from glmquant.smoke.causes import cause_of
@@ -749,11 +752,35 @@ def test_what_a_server_says_cannot_move_the_cursor() -> None:
     assert r"\x1b[2JParis\u202e<|user|>" in ran.stdout
 
 
-def test_every_sign_has_a_cause_and_a_next_step() -> None:
-    for sign in Sign:
-        cause = cause_of(failed(sign, "x"), Known("http://127.0.0.1:8000"))
-        assert cause.text and cause.hint
-        assert "{" not in cause.hint.replace("{'method'", "")
+@pytest.mark.parametrize("sign", list(Sign))
+def test_every_sign_has_a_cause_and_a_command_that_can_be_pasted(sign: Sign) -> None:
+    known = Known("http://127.0.0.1:8000", model="my glm")
+    cause = cause_of(failed(sign, "x"), known)
+    assert cause.text
+    assert "{" not in cause.hint
+    checked = subprocess.run(["bash", "-n", "-c", cause.hint], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    words = shlex.split(cause.hint, comments=True)
+    assert words[0] in {"glmquant", "curl", "read"}
+    if words[0] == "curl":
+        assert words[-1].startswith(known.url)
+    else:
+        verb, *given = words[words.index("glmquant") + 1 :]
+        command = main.commands[verb]
+        # Every option is one that the verb has: click refuses others here.
+        context = command.make_context(verb, given)
+        if verb == "smoke":
+            assert (context.params["url"], context.params["model"]) == (known.url, "my glm")
+
+
+@pytest.mark.parametrize("kind", ["tools", "whole"])
+def test_the_last_line_is_a_command(kind: str) -> None:
+    raw = {kind: lambda handler: handler.send(500, '{"error": "EngineCore failed"}')}
+    with a_service(None, raw) as service:
+        ran = run_glmquant("smoke", service.url, "--only", "plain,tools")
+    assert ran.exit_code == 1
+    wanted = f"next: curl -i {service.url}/health   # then the server's own log: the first error"
+    assert ran.stdout.splitlines()[-1].startswith(wanted)
 
 
 def test_a_checkpoint_that_lies_here_is_named_in_what_to_do(tmp_path: Any) -> None:

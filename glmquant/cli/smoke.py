@@ -105,7 +105,7 @@ def smoke(
     )
     with progress(as_json) as observer:
         report = run(wish, observer)
-    service = Service(report.url, report.root)
+    service = Service(report.url, report.root, model or "")
     if as_json:
         emit("smoke", **_fields(report, service))
     else:

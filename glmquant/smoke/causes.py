@@ -22,7 +22,7 @@ class Cause(NamedTuple):
 
     Attributes:
         text: The likely cause.
-        hint: What to do or type next.
+        hint: A command to type next; behind it, as the shell's comment, why or what else to do.
     """
 
     text: str
@@ -36,10 +36,12 @@ class Service:
     Attributes:
         url: Its address.
         root: What it says that it serves.
+        model: As requests were told to call it; empty where they were not.
     """
 
     url: str
     root: str = ""
+    model: str = ""
 
     @property
     def folder(self) -> str:
@@ -51,6 +53,12 @@ class Service:
     def verify(self) -> str:
         """The command that checks the checkpoint."""
         return f"glmquant verify {self.folder}"
+
+    @property
+    def smoke(self) -> str:
+        """The command that asks it once more."""
+        named = f" --model {shlex.quote(self.model)}" if self.model else ""
+        return f"glmquant smoke {self.url}{named}"
 
     @property
     def serve(self) -> str:
@@ -75,7 +83,7 @@ def cause_of(finding: Finding, service: Service) -> Cause:
         beside = f" --source {SOURCE}" * (finding.sign in (Sign.REJECTED, Sign.SELDOM))
         return Cause(_CHECKPOINT[finding.sign], service.verify + beside)
     text, hint = _OTHER[finding.sign]
-    return Cause(text, hint.format(url=service.url, verify=service.verify))
+    return Cause(text, hint.format(url=service.url, verify=service.verify, smoke=service.smoke))
 
 
 def no_drafting(service: Service) -> str:
@@ -173,20 +181,29 @@ _OTHER: Final[dict[Sign, tuple[str, str]]] = {
         "another service listens there, or a proxy answers in its place",
         "curl -i {url}/v1/models   # vLLM lists its models in JSON",
     ),
-    Sign.KEY: ("the server asks for a key", "VLLM_API_KEY=… glmquant smoke {url}"),
+    Sign.KEY: (
+        "the server asks for a key",
+        "read -rs VLLM_API_KEY && export VLLM_API_KEY && {smoke}   # type the key: it is not shown",
+    ),
     Sign.REDIRECTED: (
         "a proxy or another address: requests and keys are not sent on",
-        "glmquant smoke URL with the address to which it leads",
+        "curl -i {url}/v1/models   # its Location is the address to ask in place of this one",
     ),
     Sign.NOT_THERE: (
         "another name of the model, or no OpenAI-compatible server",
         "curl {url}/v1/models   # then --model NAME",
     ),
-    Sign.REFUSED: ("the server does not take such requests", "see what it says, and its own log"),
-    Sign.BROKEN: ("the engine failed", "see the server's own log: the first error in it counts"),
+    Sign.REFUSED: (
+        "the server does not take such requests",
+        "curl {url}/openapi.json   # what it takes; why it refused stands above and in its own log",
+    ),
+    Sign.BROKEN: (
+        "the engine failed",
+        "curl -i {url}/health   # then the server's own log: the first error in it counts",
+    ),
     Sign.CUT: (
         "a limit of the server or of a proxy before it",
-        "see the server's --max-model-len and what stands between",
+        "curl {url}/v1/models   # its max_model_len; what stands between may have a limit, too",
     ),
     Sign.LONG: (
         "the model has much to say, or finds no end",
@@ -194,39 +211,42 @@ _OTHER: Final[dict[Sign, tuple[str, str]]] = {
     ),
     Sign.ENDLESS: (
         "the server does not keep to max_tokens, or something before it writes answers of its own",
-        "see the server's own log, and what stands before it",
+        "curl {url}/version   # vLLM tells its own; then its log, and what stands before it",
     ),
     Sign.UNFINISHED: (
         "the engine aborted the request, or a proxy rewrites answers",
-        "see the server's own log",
+        "curl -i {url}/health   # then the server's own log",
     ),
     Sign.LOOPED_GREEDILY: (
         "greedy decoding, which such models do badly: with their own settings it ended",
-        "send no temperature, so that generation_config.json decides",
+        "{verify}   # looks for generation_config.json, which decides where no temperature is sent",
     ),
     Sign.WRONG: ("a small model; or damaged weights", "{verify}"),
     Sign.NO_NEEDLE: ("a small model; or damaged attention or KV cache", "{verify}"),
     Sign.SHORT_PROMPT: (
         "a server or a proxy that cuts prompts",
-        "see the server's --max-model-len and truncate_prompt_tokens",
+        "curl {url}/v1/models   # its max_model_len; truncate_prompt_tokens cuts prompts, too",
     ),
     Sign.STREAM: (
         "a proxy that rewrites or cuts streams, or an engine that failed meanwhile",
-        "ask the server itself, past all proxies; see its own log",
+        "{smoke} --only plain,streaming   # of the server itself, past all proxies; see its log",
     ),
     Sign.STREAM_DIFFERS: (
         "the parser reads a stream in another way than a whole answer",
-        "another version of vLLM; until then leave stream out",
+        "{smoke} --only plain,streaming   # with another vLLM; until then leave stream out",
     ),
     Sign.ONE_PIECE: (
         "a proxy that holds streams back",
-        "ask the server itself; nginx needs proxy_buffering off",
+        "{smoke} --only plain,streaming   # of the server itself; nginx needs proxy_buffering off",
     ),
     Sign.NO_CALL: (
         "the model's own choice: nothing in its answer looks like a call",
         "{verify}   # or ask another question",
     ),
-    Sign.NO_THOUGHTS: ("the model's own choice", "ask something harder"),
+    Sign.NO_THOUGHTS: (
+        "the model's own choice",
+        "{smoke} --only thinking-on   # or ask something harder",
+    ),
     Sign.NO_DRAFTS: (
         "the counters are those of another process, or drafting is off for such requests",
         "curl {url}/metrics   # of the engine itself, past all proxies",
