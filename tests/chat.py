@@ -43,6 +43,8 @@ class Script:
         otherwise: The reply to any other question.
         counters: Drafted and accepted tokens, one pair for each time that they are asked for; None
             where the server has none.
+        started: When the process that counts began, one for each time that it is asked; none where
+            it does not tell.
         max_model_len: As the server says it; None where it does not.
         bodies: The requests that came.
         keys: Their ``Authorization``.
@@ -51,6 +53,7 @@ class Script:
     replies: dict[str, Reply]
     otherwise: Reply = field(default_factory=Reply)
     counters: list[tuple[int, int] | None] = field(default_factory=list)
+    started: list[float] = field(default_factory=list)
     max_model_len: int | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -79,6 +82,8 @@ def chatting(script: Script) -> Iterator[Script]:
             if self.path == "/metrics":
                 drafted = script.counters.pop(0) if script.counters else None
                 text = "" if drafted is None else counters_text(*drafted)
+                if script.started:
+                    text += f"process_start_time_seconds {script.started.pop(0)}\n"
                 self.send_text(200, "text/plain", text)
             elif self.path == "/version":
                 self.send_json(200, {"version": "0.23.0"})

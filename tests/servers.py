@@ -43,6 +43,8 @@ class Handler(BaseHTTPRequestHandler):
             count = Handler.drafts
             accepted = {"backwards": -count, "generous": 3 * count}.get(self.kind, count // 2)
             text = COUNTERS % (count, count, accepted, accepted)
+            if self.kind == "restarts":
+                text += f"process_start_time_seconds {1.7e9 + count}\n"
             self.send(200, text if self.kind != "undrafted" else "python_info 1.0\n")
         else:
             self.send(404, "no such page")

@@ -29,8 +29,8 @@ HERE = Installed(Path(sys.executable), "1.2")
 KEY = "sk-nobody-may-see-this"
 
 
-def suite(program: str, *, value: float = 90.0) -> Suite:
-    """One that runs a program and tells a figure of it."""
+def suite(program: str, *, value: float = 90.0, metrics: tuple[str, ...] = ("accuracy",)) -> Suite:
+    """One that runs a program and tells figures of it."""
 
     def prepare(task: Task, installed: Installed, work: Path) -> Call:
         (work / "program.py").write_text(textwrap.dedent(program))
@@ -39,8 +39,11 @@ def suite(program: str, *, value: float = 90.0) -> Suite:
         return Call((str(installed.python), "program.py"), env, secrets)
 
     def read(task: Task, installed: Installed, work: Path) -> Measured:
-        figure = Result(dataset=task.dataset, metric="accuracy", value=value, unit="%", items=10)
-        return Measured((figure,), notes=("one note",))
+        figures = tuple(
+            Result(dataset=task.dataset, metric=metric, value=value, unit="%", items=10)
+            for metric in metrics
+        )
+        return Measured(figures, notes=("one note",))
 
     return Suite("lines", "Lines", "lines", ("accuracy",), ("gsm8k",), prepare, read)
 
@@ -53,9 +56,12 @@ def fail(what: str, *, found: str | None = None, hint: str | None = None) -> NoR
 
 
 @contextmanager
-def counting(steps: list[tuple[int, int] | None]) -> Iterator[Client]:
+def counting(
+    steps: list[tuple[int, int] | None], started: list[float] | None = None
+) -> Iterator[Client]:
     """A server whose counters of drafts stand so, one reading after the other."""
-    with chatting(Script({}, otherwise=Reply("well"), counters=steps)) as script:
+    script = Script({}, otherwise=Reply("well"), counters=steps, started=started or [])
+    with chatting(script):
         client = Client(script.url, fail)
         yield client
         client.close()
@@ -95,6 +101,30 @@ def test_no_acceptance_is_told_where_nothing_can_be_counted(
     assert [each.dataset for each in found.run.results] == ["gsm8k"]
     assert (why or "") in " ".join(found.notes)
     assert len(found.notes) == (1 if why is None else 2)
+
+
+@pytest.mark.parametrize("steps", [[(10, 9), (30, 20)], [None, None], [(10, 9), (3, 2)]])
+def test_a_server_that_began_anew_is_noticed_by_when_its_process_began(
+    tmp_path: Path, steps: list[tuple[int, int] | None]
+) -> None:
+    """Also where its counters are higher again, or there are none of drafts."""
+    counted = ("acceptance rate", "acceptance length", "accuracy")
+    with counting([*steps], [1.7e9, 1.7e9 + 60.5]) as client:
+        found = measure(suite("pass", metrics=counted), TASK, HERE, tmp_path, client=client)
+    assert [each.metric for each in found.run.results] == ["accuracy"]
+    assert found.run.drafts is None
+    (_, note) = found.notes
+    assert "not of one server" in note
+
+
+@pytest.mark.parametrize("started", [[1.7e9, 1.7e9], [1.7e9], []])
+def test_one_process_is_one_server(tmp_path: Path, started: list[float]) -> None:
+    counted = ("acceptance rate", "acceptance length", "accuracy")
+    with counting([(10, 9), (30, 19)], started) as client:
+        found = measure(suite("pass", metrics=counted), TASK, HERE, tmp_path, client=client)
+    told = [(each.metric, each.value) for each in found.run.results]
+    assert told == [("acceptance length", 90), ("accuracy", 90), ("acceptance rate", 50)]
+    assert found.notes == ("one note",)
 
 
 def test_a_server_that_has_gone_at_the_end_loses_no_figure(tmp_path: Path) -> None:

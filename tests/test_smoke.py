@@ -490,6 +490,20 @@ def test_counters_that_contradict_each_other_are_not_judged() -> None:
         assert "contradict" in found["requests"][-1]["text"]
 
 
+def test_counters_of_another_process_are_not_judged() -> None:
+    """They may be higher than before: the time at which the process began tells."""
+    told = iter([(7, 3, 1.7e9), (900, 800, 1.7e9 + 60)])
+
+    def metrics(handler: Handler) -> None:
+        drafts, accepted, started = next(told)
+        text = COUNTERS % (drafts, drafts, accepted, accepted)
+        handler.send(200, f"{text}process_start_time_seconds {started}\n")
+
+    found = smoked(None, "--only", "plain,drafts", raw={"/metrics": metrics})
+    assert found["requests"][-1]["verdict"] == "not judged"
+    assert "of another process" in found["requests"][-1]["text"]
+
+
 def test_tokens_without_drafts_are_a_warning_where_drafts_are_counted() -> None:
     counters = COUNTERS % (7, 7, 3, 3)
     found = smoked(

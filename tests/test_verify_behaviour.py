@@ -396,7 +396,7 @@ def test_a_server_that_runs_already_is_asked_by_its_url(output: Path, glmquant: 
     "kind",
     [
         *("500", "hangs", "garbage", "schema", "dies", "drips", "floods", "deep", "infinite"),
-        *("nan", "backwards", "generous"),
+        *("nan", "backwards", "generous", "restarts"),
     ],
 )
 def test_a_server_of_somebody_elses_that_fails_is_an_error_with_its_address(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from glmquant.errors import EngineError, GlmquantError
-from glmquant.runtime.observed import Answer, Drafting, Prompt
+from glmquant.runtime.observed import Answer, Counters, Drafting, Prompt
 from glmquant.survey import printable
 from glmquant.watch import OverdueError, Watch, watched_pools
 
@@ -29,6 +29,9 @@ _UNLIKE: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, O
 
 _PREFIX: Final = "vllm:spec_decode_num_"
 """Of the counters (vLLM 0.11 to 0.32, ``v1/spec_decode/metrics.py``)."""
+
+_STARTED: Final = "process_start_time_seconds"
+"""A gauge that prometheus_client 0.26 adds by itself (``process_collector.py``)."""
 
 
 class ServedModel(NamedTuple):
@@ -206,11 +209,18 @@ class Client:
 
     def drafting(self) -> Drafting | None:
         """The counters of speculative decoding so far; None where the server has none."""
+        return self.counters().drafting
+
+    def counters(self) -> Counters:
+        """The counters of speculative decoding so far, and since when there is who counts."""
         text = self._request("GET", "/metrics").decode("utf-8", "replace")
         counted: dict[str, float] = {}
         places: dict[int, float] = {}
+        started: list[float] = []
         try:
             for family in text_string_to_metric_families(text):
+                if family.name == _STARTED:
+                    started += [sample.value for sample in family.samples]
                 for sample in family.samples if family.name.startswith(_PREFIX) else ():
                     name = sample.name.removeprefix(_PREFIX).removesuffix("_total")
                     if "position" in sample.labels and name == "accepted_tokens_per_pos":
@@ -218,16 +228,17 @@ class Client:
                         places[place] = places.get(place, 0) + sample.value
                     else:
                         counted[name] = counted.get(name, 0) + sample.value
-            return Drafting(
+            drafting = Drafting(
                 int(counted["drafts"]),
                 int(counted["draft_tokens"]),
                 int(counted["accepted_tokens"]),
                 tuple(int(places[place]) for place in sorted(places)),
             )
         except KeyError:
-            return None
+            drafting = None
         except (ValueError, OverflowError):
             self.strange("/metrics", text)
+        return Counters(drafting, tuple(sorted(started)))
 
     def _complete(self, tokens: Sequence[int], **settings: Any) -> dict[str, Any]:
         request = {

@@ -47,17 +47,19 @@ def observe(
     Raises:
         EngineError: The server does not answer as vLLM does.
     """
-    before = client.drafting()
+    before = client.counters()
     answers = []
     for number, prompt in enumerate(questions.prompts, 1):
         observer.tell(f"asking the engine, prompt {number} of {len(questions.prompts)}")
         answers.append(client.continue_greedily(prompt, questions.max_tokens))
-    after = client.drafting()
+    after = client.counters()
     scores = []
     for number, window in enumerate(questions.windows if with_scores else (), 1):
         observer.tell(f"rating the text, window {number} of {len(questions.windows)}")
         scores.append(client.score(window, top))
-    drafting = _difference(before, after)
+    drafting = _difference(before.drafting, after.drafting)
+    if drafting is not None and after.is_of_another(before):
+        client.strange("/metrics", "counters of another process: the server began anew meanwhile")
     if drafting is not None and not is_possible(drafting):
         client.strange("/metrics", f"counters that cannot be: from {before} to {after}")
     return Sighting(tuple(answers), drafting, tuple(scores))

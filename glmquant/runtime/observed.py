@@ -63,6 +63,27 @@ class Drafting(NamedTuple):
         return tuple(count / self.drafts if self.drafts else 0.0 for count in self.by_position)
 
 
+class Counters(NamedTuple):
+    """What ``/metrics`` tells at one moment.
+
+    Attributes:
+        drafting: What became of the draft tokens so far; None where none are counted.
+        started: When each process that counts began, in seconds since 1970, as prometheus_client
+            has it; empty where that is not told, as with several API servers of one vLLM.
+    """
+
+    drafting: Drafting | None
+    started: tuple[float, ...] = ()
+
+    def is_of_another(self, before: Counters) -> bool:
+        """Whether another process counts than before: the server began anew, or is another one.
+
+        Args:
+            before: What was told earlier.
+        """
+        return bool(before.started and self.started) and before.started != self.started
+
+
 class Divergence(NamedTuple):
     """How two models' next-token distributions differ, token by token of a text.
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from glmquant.errors import EngineError
 from glmquant.runtime.client import Client
-from glmquant.runtime.observed import Drafting
+from glmquant.runtime.observed import Counters, Drafting
 from glmquant.smoke import requests
 from glmquant.smoke.findings import Finding, Result, Sign, failed, warned
 from glmquant.verify.behaviour.acceptance import (
@@ -27,19 +27,20 @@ _SIGMAS: Final = 1.96
 """Within so many standard errors lie 95 % of what chance does."""
 
 
-def read_counters(client: Client) -> Drafting | str:
-    """The server's counters so far, or why there are none.
+def read_counters(client: Client) -> Counters | str:
+    """The server's counters so far, those of drafts among them, or why there are none.
 
     Args:
         client: Asks the server.
     """
     try:
-        return client.drafting() or NO_COUNTERS
+        counters = client.counters()
+        return NO_COUNTERS if counters.drafting is None else counters
     except EngineError as error:
         return f"/metrics tells nothing: {error.what}"
 
 
-def judge_drafts(before: Drafting | str, after: Drafting | str, tokens: int) -> Result:
+def judge_drafts(before: Counters | str, after: Counters | str, tokens: int) -> Result:
     """What became of the drafts in between.
 
     Args:
@@ -49,6 +50,9 @@ def judge_drafts(before: Drafting | str, after: Drafting | str, tokens: int) -> 
     """
     if isinstance(before, str) or isinstance(after, str):
         text = before if isinstance(before, str) else str(after)
+        return Result(requests.DRAFTS, text, is_judged=False)
+    if after.is_of_another(before):
+        text = "the counters are of another process than before: the server was started anew"
         return Result(requests.DRAFTS, text, is_judged=False)
     counted = _between(before, after)
     if counted is None:
@@ -101,8 +105,11 @@ def check_drafts(drafting: Drafting, tokens: int) -> Iterator[Finding]:
         yield warned(Sign.SELDOM, what, rate_text(drafting))
 
 
-def _between(before: Drafting, after: Drafting) -> Drafting | None:
+def _between(was: Counters, now: Counters) -> Drafting | None:
     """What was counted meanwhile; None where a counter fell, or more was accepted than drafted."""
+    before, after = was.drafting, now.drafting
+    if before is None or after is None:
+        return None
     places = zip(after.by_position, (*before.by_position, *[0] * 99), strict=False)
     found = Drafting(
         after.drafts - before.drafts,

@@ -18,7 +18,7 @@ from glmquant.runs import Drafts, Run, write_run
 from glmquant.runtime.client import Client
 from glmquant.runtime.environment.child import CommandError
 from glmquant.runtime.guarded import run_guarded
-from glmquant.runtime.observed import Drafting
+from glmquant.runtime.observed import Counters, Drafting
 from glmquant.significance import wilson_interval
 from glmquant.storage import writing
 from glmquant.suites.task import Call, Installed, Suite, Task
@@ -27,6 +27,11 @@ from glmquant.survey import printable
 LOG_FILE: Final = "log"
 _FOLLOW_SECONDS: Final = 0.3
 _MAX_TRIES: Final = 20
+_ACCEPTANCE: Final = "acceptance rate"
+_OTHER_SERVER: Final = (
+    "the server began anew while this ran, or there are several: the figures are not of one "
+    "server, and no acceptance rate is told"
+)
 _FOREIGN: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
 """Of the Python that runs glmquant, not of the suite's."""
 
@@ -122,13 +127,17 @@ def measure(
     finally:
         _mask(folder, call)
     after = _counters(client)
-    drafts = _drafts(before, after)
+    is_other = bool(before and after and after.is_of_another(before))
+    was, now = before and before.drafting, after and after.drafting
+    drafts = None if is_other else _drafts(was, now)
     measured = suite.read(task, installed, folder)
     acceptance = _acceptance(drafts)
-    figures = (*_without_acceptance(measured.results, acceptance), *acceptance)
+    own = measured.results
+    if acceptance or is_other:
+        own = tuple(each for each in own if not _is_counted(each, is_other))
     run = run.model_copy(
         update={
-            "results": figures,
+            "results": (*own, *acceptance),
             "items": measured.items,
             "samples": dict(measured.samples),
             "drafts": drafts,
@@ -136,8 +145,10 @@ def measure(
         }
     )
     notes = measured.notes
-    if before is not None and drafts is None:
-        fate = "cannot be read any more" if after is None else "fell: the server began anew"
+    if is_other:
+        notes = (*notes, _OTHER_SERVER)
+    elif was is not None and drafts is None:
+        fate = "cannot be read any more" if now is None else "fell: the server began anew"
         notes = (*notes, f"no acceptance rate: the counters of speculative decoding {fate}")
     return Finished(run, write_run(into, run), folder, notes)
 
@@ -227,10 +238,10 @@ def _following(log: Path, listener: Listener) -> Iterator[None]:
         thread.join()
 
 
-def _counters(client: Client | None) -> Drafting | None:
-    """What was drafted so far; None behind a proxy that knows no counters, too."""
+def _counters(client: Client | None) -> Counters | None:
+    """What was counted so far; None behind a proxy that knows no counters, too."""
     with suppress(EngineError):
-        return client.drafting() if client else None
+        return client.counters() if client else None
     return None
 
 
@@ -290,13 +301,13 @@ def _drafts(before: Drafting | None, after: Drafting | None) -> Drafts | None:
     )
 
 
-def _without_acceptance(
-    results: tuple[Result, ...], acceptance: tuple[Result, ...]
-) -> tuple[Result, ...]:
-    """The same counters are told once: by us, under one name for all suites."""
-    if not acceptance:
-        return results
-    return tuple(each for each in results if each.metric != acceptance[0].metric)
+def _is_counted(result: Result, is_other: bool) -> bool:
+    """Whether a figure of the suite's is left out.
+
+    The same counters are told once: by us, under one name for all suites. Those of two servers say
+    nothing, nor does a length that the suite made of them.
+    """
+    return result.metric == _ACCEPTANCE or (is_other and result.metric.startswith("acceptance "))
 
 
 def _acceptance(drafts: Drafts | None) -> tuple[Result, ...]:
@@ -306,7 +317,7 @@ def _acceptance(drafts: Drafts | None) -> tuple[Result, ...]:
     return (
         Result(
             dataset="MTP",
-            metric="acceptance rate",
+            metric=_ACCEPTANCE,
             value=round(100 * drafts.accepted / drafts.draft_tokens, 2),
             unit="%",
             items=drafts.draft_tokens,
