@@ -13,6 +13,10 @@ from statistics import NormalDist, fmean, stdev
 from typing import Final, NamedTuple
 
 CONFIDENCE: Final = 0.95
+
+FEWEST: Final = 5
+"""Values from which on a mean is given an interval."""
+
 _RESAMPLES: Final = 10_000
 _DRAWS: Final = 3_000_000
 _SURELY_NORMAL: Final = 100

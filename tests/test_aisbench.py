@@ -19,9 +19,11 @@ import pytest
 from glmquant.demo import unpack_model
 from glmquant.errors import MeasureError, UsageError
 from glmquant.results import Result
+from glmquant.runs import Run
 from glmquant.suites.aisbench import AISBENCH, DATA_VARIABLE, KEY_VARIABLE
 from glmquant.suites.aisbench_output import DATASET, MODEL, OUTPUT
 from glmquant.suites.answers import is_number, last_letter, last_number, without_thinking
+from glmquant.suites.compare import compare_runs
 from glmquant.suites.environment import find_own
 from glmquant.suites.items import item_name
 from glmquant.suites.task import Installed, Measured, Task
@@ -414,6 +416,32 @@ def test_times_are_read_from_the_table_and_held_against_each_request(tmp_path: P
         AISBENCH.read(task, INSTALLED, tmp_path / "bad")
 
 
+def leave_means_alone(work: Path) -> None:
+    """Take the median and the percentile out of the table."""
+    (table,) = work.rglob("*.csv")
+    table.write_text(table.read_text().replace("150.0 ms,199.0 ms", ","))
+
+
+def test_means_of_requests_have_students_interval_and_no_other_figure_has_one(
+    tmp_path: Path,
+) -> None:
+    task = task_of(None, mode="serve", dataset="random", requests=6, output_len=5)
+    ttft = (0.1, 0.12, 0.15, 0.18, 0.2)
+    requests = [([0, first, 0.9], 5) for first in ttft]
+    record_speed(tmp_path / "five", requests, "150.0")
+    leave_means_alone(tmp_path / "five")
+    measured = AISBENCH.read(task, INSTALLED, tmp_path / "five")
+    found = {each.metric: each.interval for each in measured.results if each.interval}
+    # By Student's t of four degrees, 2.776: 150 ± 2.776 * 41.231 / sqrt(5).
+    assert found == {"TTFT mean": (pytest.approx(98.81, abs=0.2), pytest.approx(201.19, abs=0.2))}
+    assert sum("Student" in note for note in measured.notes) == 1
+    record_speed(tmp_path / "four", requests[:4], "137.5")
+    leave_means_alone(tmp_path / "four")
+    fewer = AISBENCH.read(task, INSTALLED, tmp_path / "four")
+    assert [each for each in fewer.results if each.interval] == []
+    assert not [note for note in fewer.notes if "Student" in note]
+
+
 # The genuine one.
 
 
@@ -575,6 +603,20 @@ def test_the_genuine_aisbench_measures_speed_and_counts_what_failed(
         "TPOT": 5,
         "E2EL": 5,
     }
+    for metric in ("TTFT mean", "TPOT mean", "E2EL mean"):
+        low, high = figures[metric].interval or (0, 0)
+        assert low < figures[metric].value < high
+    kept = Run(
+        suite="aisbench",
+        mode="serve",
+        dataset="shop",
+        date="2026-11-30T10:00:00Z",
+        results=measured.results,
+        samples=dict(measured.samples),
+    )
+    rows = compare_runs(kept, kept.model_copy(update={"date": "2026-11-30T11:00:00Z"})).rows
+    tested = {row.metric for row in rows if row.difference is not None}
+    assert tested == {"TTFT mean", "TPOT mean", "E2EL mean", "failed requests"}
     rate, tokens = figures["request throughput"], figures["output throughput"]
     assert tokens.value == pytest.approx(8 * rate.value, rel=1e-3)
     assert measured.notes[0] == (

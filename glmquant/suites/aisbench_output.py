@@ -18,7 +18,7 @@ import numpy as np
 from glmquant.errors import MeasureError
 from glmquant.results import Result
 from glmquant.runs import Item
-from glmquant.significance import wilson_interval
+from glmquant.significance import FEWEST, mean_interval, wilson_interval
 from glmquant.storage import reading
 from glmquant.suites.answers import is_number, last_letter, last_number, without_thinking
 from glmquant.suites.task import Measured, Task
@@ -180,6 +180,11 @@ def read_speed(task: Task, work: Path) -> Measured:
             f"{short:,} of {len(good):,} answers are shorter than the {task.output_len:,} tokens "
             "that were asked for"
         )
+    if any(each.interval for each in results):
+        notes.append(
+            "intervals are Student's, of the requests of this run; they share batches, and another "
+            "run may differ by more"
+        )
     notes.append(
         "TPOT is a token's, ITL that between two pieces of a stream: with speculative decoding a "
         "piece holds several tokens"
@@ -296,7 +301,8 @@ def _table(
     """Times of requests, in milliseconds: ``TTFT mean`` and so on.
 
     AISBench rounds to a tenth of a millisecond, a percent of a short TPOT; so its own times of the
-    requests are reckoned up again where each has one, and held against its table.
+    requests are reckoned up again where each has one, and held against its table. A mean of such
+    has an interval, which lies around it; none where only the table tells it.
     """
     with reading(path):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -307,13 +313,16 @@ def _table(
         for column, (statistic, percent) in _STATISTICS.items():
             if name not in _TIMES or not row.get(column):
                 continue
-            value = _figure(row[column], path)
+            value, interval = _figure(row[column], path), None
             if len(values) == count:
                 own = float(np.mean(values) if percent is None else np.percentile(values, percent))
                 if abs(own - value) > _ROUNDING_MS:
                     told = f"{own:.3f} ms for the {statistic} {name}, by its requests"
                     _refuse(path, "AISBench's times do not add up", told, f"{value:g} ms")
                 value = own
+                if percent is None and count >= FEWEST:
+                    low, high = mean_interval(values)
+                    interval = _rounded(low), _rounded(high)
             metric = f"{name} {statistic}"
             number = int(_figure(row.get("N") or "0", path)) or None
             found.append(
@@ -323,6 +332,7 @@ def _table(
                     value=_rounded(value),
                     unit="ms",
                     items=number,
+                    interval=interval,
                 )
             )
     if not found:

@@ -13,15 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from glmquant.errors import MeasureError
 from glmquant.results import Result
-from glmquant.significance import mean_interval
+from glmquant.significance import FEWEST, mean_interval
 from glmquant.storage import reading
 from glmquant.suites.task import Measured, Task
 from glmquant.survey import printable
 
 RESULT_FILE: Final = "result.json"
-
-FEWEST: Final = 5
-"""Values from which on a mean is given an interval."""
 
 _MILLI: Final = 1000.0
 _RATE_TOLERANCE: Final = 0.01
