@@ -68,7 +68,10 @@ class Scripted:
                     asked = texts[-1]
                 words = sum(len(text.split()) for text in texts)
                 if most_words is not None and words > most_words:
-                    self.give(400, {"error": refusal(words, most_words, body["max_tokens"])})
+                    error = refusal(words, most_words, body["max_tokens"])
+                    # As a gateway may: whose request it was, with the key.
+                    error["message"] += f" {self.headers['Authorization']}"
+                    self.give(400, {"error": error})
                     return
                 with script._lock:
                     (reply,) = (replies[key] for key in replies if key in asked)

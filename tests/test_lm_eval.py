@@ -640,6 +640,9 @@ def test_examples_that_are_too_long_are_the_cause_that_comes_first(
         assert "of 6 requests failed so far" in str(error.found)
         assert "maximum context length is 100 tokens" in str(error.found)
         assert "Traceback" not in str(error)
+        assert "Bearer ***" in str(error.found) and "sk-secret" not in str(error)
+        for path in tmp_path.rglob("*"):
+            assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
         assert str(error.hint).startswith("the same command with --set fewshot=0,")
         found = measure(
             LM_EVAL, replace(task, settings={"fewshot": "0"}), genuine, tmp_path, client=None

@@ -181,14 +181,17 @@ def _status(error: Exception) -> int | None:
 
 
 def _words(body: str) -> str:
-    """What a server says of an error: its message, or all of it."""
+    """What a server says of an error: its message, or all of it; without the key."""
     try:
         told = json.loads(body)
         told = told.get("error", told)
         body = told if isinstance(told, str) else told["message"]
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         pass
-    return " ".join(str(body).split())[:_MAX_SAID]
+    text = " ".join(str(body).split())
+    if key := os.environ.get("OPENAI_API_KEY"):
+        text = text.replace(key, "***")
+    return text[:_MAX_SAID]
 
 
 def _reason(error: Exception) -> str:
