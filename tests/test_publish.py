@@ -17,7 +17,7 @@ import pytest
 from glmquant.cli import main
 from glmquant.errors import SourceChangedError
 from glmquant.publish.parcel import pack, require_unchanged
-from glmquant.publish.upload import ended_by_sigterm, find_modelscope
+from glmquant.publish.upload import find_modelscope
 from tests.builders import Recorded
 from tests.conftest import Ran, folder_bytes
 from tests.test_execute import ENV
@@ -135,13 +135,6 @@ def test_a_file_that_changes_after_verify_is_seen(output: Path) -> None:
         require_unchanged(parcel)
 
 
-def test_sigterm_ends_what_runs_as_ctrl_c_does() -> None:
-    with pytest.raises(KeyboardInterrupt), ended_by_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
 def test_no_command_holds_a_token(
     output: Path, glmquant: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +242,10 @@ def test_what_verify_finds_wrong_does_not_go(output: Path, tmp_path: Path) -> No
     assert not (tmp_path / "called").exists()
 
 
-def test_the_program_is_interrupted_with_us(output: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_program_is_interrupted_with_us(
+    output: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     script = (
         f"trap 'touch {tmp_path}/saved; exit 130' INT; touch {tmp_path}/called; sleep 60 & wait"
     )
@@ -259,7 +255,7 @@ def test_the_program_is_interrupted_with_us(output: Path, tmp_path: Path) -> Non
     end = time.monotonic() + 60
     while not (tmp_path / "called").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, said = running.communicate(timeout=30)
     assert running.returncode == 130
     assert "the same command goes on where this one stopped" in said

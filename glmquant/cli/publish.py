@@ -101,7 +101,6 @@ def publish(
         require_licence,
         require_unchanged,
     )
-    from glmquant.publish.upload import ended_by_sigterm
 
     path = choose_quantized(folder, "publish")
     target = _target(to)
@@ -129,8 +128,7 @@ def publish(
     if target.hub is not HubName.MODELSCOPE:
         _echo_commands(target, commands, as_json)
         return
-    with ended_by_sigterm():
-        _send(program, parcel, target, licence=licence, visibility=visibility, as_json=as_json)
+    _send(program, parcel, target, licence=licence, visibility=visibility, as_json=as_json)
 
 
 def _target(to: str) -> Reference:

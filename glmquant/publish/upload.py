@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from glmquant.errors import HubError
@@ -28,20 +27,6 @@ def find_modelscope() -> str | None:
     if os.access(beside, os.X_OK):
         return str(beside)
     return shutil.which("modelscope")
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end what runs within as Ctrl-C does, its child included."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_modelscope(program: str, words: Sequence[str], what: str, hint: str, say: Say) -> None:
