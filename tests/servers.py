@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 COUNTERS = """\
 vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} %d.0
@@ -22,13 +24,61 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",pos
 
 MAX_MODEL_LEN = 256
 
+Server = TypeVar("Server", bound="Loopback")
+
 
 def words_of(kind: str, port: int) -> list[str]:
     """The command of a server."""
     return [sys.executable, __file__, kind, str(port)]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Answering(BaseHTTPRequestHandler):
+    """What each server here does alike: takes JSON, gives JSON or text, and says nothing of it."""
+
+    def body(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def send_json(self, content: Any, status: int = 200) -> None:
+        self.send(status, json.dumps(content))
+
+    def send(self, status: int, text: str, kind: str = "application/json", **headers: str) -> None:
+        data = text.encode()
+        self.send_response(status)
+        for name, value in (
+            {"Content-Type": kind, "Content-Length": str(len(data))} | headers
+        ).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Loopback(ThreadingHTTPServer):
+    """A server on a free port of loopback, in a thread of the test."""
+
+    def __init__(self, handler: type[Answering]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def running(self: Server) -> Iterator[Server]:
+        """The server, which is gone when the block ends."""
+        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            self.server_close()
+            thread.join()
+
+
+class Handler(Answering):
     """Answers like vLLM with a model that always says token 1, drafted every time."""
 
     kind = "well"
@@ -50,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, "no such page")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         if self.kind == "hangs":
             time.sleep(600)
         if self.kind == "dies":
@@ -96,16 +146,6 @@ class Handler(BaseHTTPRequestHandler):
             "logprobs": {"top_logprobs": [top] * count},
             "prompt_logprobs": [None, *marks] if "prompt_logprobs" in body else None,
         }
-
-    def send_json(self, content: Any) -> None:
-        self.send(200, json.dumps(content))
-
-    def send(self, status: int, text: str) -> None:
-        data = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         print(format % args, flush=True)

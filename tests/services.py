@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.servers import COUNTERS
+from tests.servers import COUNTERS, Answering, Loopback
 
 Change = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Is told the kind of a request and the request, and changes what is answered."""
@@ -56,13 +54,11 @@ def rendered(body: Mapping[str, Any]) -> list[str]:
     ]
 
 
-class Service(ThreadingHTTPServer):
+class Service(Loopback):
     """Answers on a port of its own; see ``a_service`` for what can be changed."""
 
-    daemon_threads = True
-
     def __init__(self, change: Change | None, raw: Mapping[str, Raw], **settings: Any) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.change, self.raw = change, raw
         self.acceptance: float | None = settings.pop("acceptance", 0.8)
         self.prompt: Callable[[Mapping[str, Any]], list[str]] = settings.pop("prompt", rendered)
@@ -76,12 +72,8 @@ class Service(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     server: Service
 
     def do_GET(self) -> None:
@@ -98,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, '{"detail": "Not Found"}')
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         self.server.keys.append(self.headers["Authorization"])
         if self.path == "/tokenize":
             if self.path in self.server.raw:
@@ -155,22 +147,6 @@ class Handler(BaseHTTPRequestHandler):
         text = "".join(f"{line}\n\n" for line in self.server.events(lines))
         self.send(200, text, "text/event-stream; charset=utf-8")
 
-    def send_json(self, content: Any) -> None:
-        self.send(200, json.dumps(content))
-
-    def send(self, status: int, text: str, kind: str = "application/json", **headers: str) -> None:
-        data = text.encode()
-        self.send_response(status)
-        for name, value in (
-            {"Content-Type": kind, "Content-Length": str(len(data))} | headers
-        ).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 def usage_of(answer: Mapping[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": answer["prompt_tokens"], "completion_tokens": answer["tokens"]}
@@ -188,12 +164,5 @@ def a_service(
         settings: ``acceptance`` of drafts, None for no counters; ``prompt``, which renders;
             ``events``, which changes the lines of a stream; ``models``; ``field`` of thoughts.
     """
-    service = Service(change, raw or {}, **settings)
-    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with Service(change, raw or {}, **settings).running() as service:
         yield service
-    finally:
-        service.shutdown()
-        service.server_close()
-        thread.join()

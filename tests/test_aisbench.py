@@ -27,7 +27,7 @@ from glmquant.suites.compare import compare_runs
 from glmquant.suites.environment import find_own
 from glmquant.suites.items import item_name
 from glmquant.suites.task import Installed, Measured, Task
-from tests.chat import Reply, Script, chatting
+from tests.scripted import Reply, Scripted
 
 INSTALLED = Installed(Path("/usr/bin/python3.11"), "3.1.20260630")
 SECRET = "sk-never-on-disk"
@@ -45,7 +45,7 @@ REPLIES = {
     "House": Reply("It costs $18,000."),
     "Road": Reply(reasoning="so far 7", finish_reason="length"),
     "Sheep": Reply("<think>1 or 2</think>answer:42"),
-    "Broken": Reply(status=500),
+    "Broken": Reply(failures=[500] * 9),
 }
 
 
@@ -461,10 +461,10 @@ def genuine() -> Installed:
     return found
 
 
-def run(task: Task, installed: Installed, script: Script, work: Path) -> Measured:
+def run(task: Task, installed: Installed, server: Scripted, work: Path) -> Measured:
     """Have AISBench ask the scripted server."""
-    with chatting(script):
-        task = replace(task, url=script.url)
+    with server.running():
+        task = replace(task, url=server.url)
         call = AISBENCH.prepare(task, installed, work)
         env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
         env |= {name: text for name, text in call.env.items() if text is not None}
@@ -488,13 +488,13 @@ def test_the_genuine_aisbench_judges_gsm8k_as_counted_by_hand(
     genuine: Installed, tmp_path: Path
 ) -> None:
     """Apples, road and sheep are right; the house is not to it; the broken one counts as wrong."""
-    script = Script(REPLIES)
+    server = Scripted(REPLIES)
     task = task_of(gsm8k(tmp_path), concurrency=2)
-    measured = run(task, genuine, script, tmp_path / "a run")
-    assert len(script.bodies) == 6
-    assert set(script.keys) == {f"Bearer {SECRET}"}
-    assert {body["max_tokens"] for body in script.bodies} == {32_768}
-    assert {body["model"] for body in script.bodies} == {"glm"}
+    measured = run(task, genuine, server, tmp_path / "a run")
+    assert len(server.bodies) == 6
+    assert set(server.keys) == {f"Bearer {SECRET}"}
+    assert {body["max_tokens"] for body in server.bodies} == {32_768}
+    assert {body["model"] for body in server.bodies} == {"glm"}
     figures = {each.metric: (each.value, each.items) for each in measured.results}
     assert figures == {"accuracy": (50.0, 6), "accuracy (numbers with separators)": (66.6667, 6)}
     told = [(item.correct, item.answer, item.expected, item.is_cut) for item in measured.items]
@@ -517,9 +517,9 @@ def test_the_genuine_aisbench_judges_gsm8k_as_counted_by_hand(
 def test_a_reply_without_a_choice_is_a_request_that_failed(
     genuine: Installed, tmp_path: Path
 ) -> None:
-    script = Script({"Apples": Reply("answer:8"), "Pears": Reply(has_choice=False)})
+    server = Scripted({"Apples": Reply("answer:8"), "Pears": Reply(has_choice=False)})
     questions = {question: QUESTIONS[question] for question in list(QUESTIONS)[:2]}
-    measured = run(task_of(gsm8k(tmp_path, questions)), genuine, script, tmp_path / "a run")
+    measured = run(task_of(gsm8k(tmp_path, questions)), genuine, server, tmp_path / "a run")
     assert [item.correct for item in measured.items] == [True, False]
     (note,) = [each for each in measured.notes if "failed" in each]
     assert "1 of 2 requests failed" in note and "a reply without a choice" in note
@@ -535,19 +535,19 @@ def test_the_genuine_aisbench_judges_gpqa_as_counted_by_hand(
     rows = [f'"Stone {number}, which?",right{number},x,y,z\n' for number in (1, 2, 3)]
     data = tmp_path / "gpqa_diamond.csv"
     data.write_text(head + "".join(rows))
-    script = Script({}, otherwise=Reply("Answer: A"))
+    server = Scripted({}, otherwise=Reply("Answer: A"))
     task = replace(task_of(data), dataset="gpqa")
-    first = run(task, genuine, script, tmp_path / "first")
+    first = run(task, genuine, server, tmp_path / "first")
     expected = [item.expected for item in first.items]
     assert sorted(set(expected) - set("ABCD")) == []
-    asked = sorted(body["messages"][0]["content"] for body in script.bodies)
+    asked = sorted(body["messages"][0]["content"] for body in server.bodies)
     for number, letter in enumerate(expected, start=1):
         assert f"{letter}) right{number}" in asked[number - 1]
     boxed = Reply(f"Answer: \\boxed{{{expected[1]}}}")
-    script = Script(
+    server = Scripted(
         {"Stone 1": Reply(f"Answer: {expected[0]}"), "Stone 2": boxed, "Stone 3": Reply("Hm.")}
     )
-    measured = run(task, genuine, script, tmp_path / "second")
+    measured = run(task, genuine, server, tmp_path / "second")
     assert [item.correct for item in measured.items] == [True, False, False]
     assert [item.answer for item in measured.items] == [expected[0], "", ""]
     figures = {each.metric: (each.value, each.items) for each in measured.results}
@@ -563,7 +563,7 @@ def test_the_genuine_aisbench_judges_math_as_counted_by_hand(
         {"problem": "Two and two?", "answer": "4", "solution": "We get $\\boxed{4}$."},
         {"problem": "A root?", "answer": "\\sqrt{2}"},
     ]
-    script = Script(
+    server = Scripted(
         {
             "Half": Reply("It is $\\boxed{0.5}$."),
             "Two": Reply("Three, no: $\\boxed{5}$."),
@@ -571,7 +571,7 @@ def test_the_genuine_aisbench_judges_math_as_counted_by_hand(
         }
     )
     task = replace(task_of(write_lines(tmp_path / "test.jsonl", lines)), dataset="math500")
-    measured = run(task, genuine, script, tmp_path / "work")
+    measured = run(task, genuine, server, tmp_path / "work")
     (figure,) = measured.results
     assert (figure.value, figure.items) == (66.6667, 3)
     assert [item.correct for item in measured.items] == [True, False, True]
@@ -581,7 +581,7 @@ def test_the_genuine_aisbench_judges_math_as_counted_by_hand(
 def test_the_genuine_aisbench_measures_speed_and_counts_what_failed(
     genuine: Installed, tmp_path: Path
 ) -> None:
-    script = Script({"Broken": Reply(status=500)}, otherwise=Reply("a b c d e f g h"))
+    server = Scripted({"Broken": Reply(failures=[500] * 9)}, otherwise=Reply("a b c d e f g h"))
     task = task_of(
         gsm8k(tmp_path),
         mode="serve",
@@ -590,10 +590,10 @@ def test_the_genuine_aisbench_measures_speed_and_counts_what_failed(
         output_len=8,
         concurrency=2,
     )
-    measured = run(task, genuine, script, tmp_path / "work")
-    assert len(script.bodies) == 6
-    assert all(body["stream"] for body in script.bodies)
-    assert {body["max_tokens"] for body in script.bodies} == {8}
+    measured = run(task, genuine, server, tmp_path / "work")
+    assert len(server.bodies) == 6
+    assert all(body["stream"] for body in server.bodies)
+    assert {body["max_tokens"] for body in server.bodies} == {8}
     figures = {each.metric: each for each in measured.results}
     assert (figures["failed requests"].value, figures["failed requests"].items) == (1, 6)
     assert (figures["output tokens mean"].value, figures["input tokens mean"].value) == (8, 10)

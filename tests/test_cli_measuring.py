@@ -10,8 +10,8 @@ import pytest
 
 from glmquant.suites.datafiles import read_data
 from tests.builders import Recorded
-from tests.chat import Script, chatting
 from tests.conftest import Ran, folder_bytes
+from tests.scripted import Scripted
 
 Run = Callable[..., Ran]
 URL = "http://127.0.0.1:9"
@@ -94,9 +94,9 @@ def test_data_that_cannot_be_read_are_said_before_anybody_is_asked(
     tmp_path: Path, glmquant: Run
 ) -> None:
     (tmp_path / "x.jsonl").write_text('{"prompt": "How many?"}\n')
-    with chatting(Script({})) as script:
+    with Scripted({}).running() as server:
         for name, code in (("x.jsonl", 1), ("nowhere.jsonl", 2)):
-            ran = glmquant("eval", script.url, "--dataset", tmp_path / name)
+            ran = glmquant("eval", server.url, "--dataset", tmp_path / name)
             assert ran.exit_code == code
             assert name in ran.stderr
-        assert script.bodies == []
+        assert server.bodies == []

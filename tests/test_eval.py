@@ -11,8 +11,8 @@ import pytest
 
 from glmquant.suites.environment import find_own
 from glmquant.suites.known import SUITES
-from tests.chat import Reply, Script, chatting
 from tests.conftest import Ran
+from tests.scripted import Reply, Scripted
 
 Run = Callable[..., Ran]
 HOME = os.environ.get("GLMQUANT_TEST_SUITES_HOME")
@@ -55,11 +55,11 @@ def test_one_command_counts_keeps_and_shows(
     for path in demo_output.iterdir():
         if path.is_file():
             (folder / path.name).hardlink_to(path)
-    with chatting(Script(REPLIES, counters=[(10, 5), (30, 20)])) as script:
-        words = ["eval", script.url, "--suite", name, "--dataset", data, "--checkpoint", folder]
+    with Scripted(REPLIES, counters=[(10, 5), (30, 20)]).running() as server:
+        words = ["eval", server.url, "--suite", name, "--dataset", data, "--checkpoint", folder]
         ran = glmquant(*words, "--concurrency", 2, "--machine", "a desk")
     assert ran.exit_code == 0, ran.stderr
-    assert set(script.keys) == {"Bearer sk-secret"}
+    assert set(server.keys) == {"Bearer sk-secret"}
     rows = {
         line.split("  ")[1]: line.split() for line in ran.stdout.splitlines() if line[:2] == "  "
     }
@@ -90,16 +90,16 @@ def test_answers_longer_than_the_server_takes_are_cut_and_said(
     if find_own(SUITES["lm-eval"]) is None:
         pytest.skip("`tools/check lmeval` makes it")
     Path("mine.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")
-    with chatting(Script(REPLIES, max_model_len=1000)) as script:
-        words = ["eval", script.url, "--suite", "lm-eval", "--dataset", "mine.jsonl"]
+    with Scripted(REPLIES, max_model_len=1000).running() as server:
+        words = ["eval", server.url, "--suite", "lm-eval", "--dataset", "mine.jsonl"]
         ran = glmquant(*words, "--max-out-len", 600)
         assert ran.exit_code == 2
         assert "500 at most" in ran.stderr
-        assert script.bodies == []
+        assert server.bodies == []
         ran = glmquant(*words)
     assert ran.exit_code == 0, ran.stderr
     assert "answers are cut at 500 tokens" in ran.stdout
-    assert [body["max_tokens"] for body in script.bodies] == [500]
+    assert [body["max_tokens"] for body in server.bodies] == [500]
 
 
 def test_a_known_data_set_stands_beside_what_others_have_published(
@@ -113,8 +113,8 @@ def test_a_known_data_set_stands_beside_what_others_have_published(
     folder.mkdir(parents=True)
     (folder / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     monkeypatch.setenv("AIS_BENCH_DATASETS_CACHE", str(tmp_path))
-    with chatting(Script(REPLIES)) as script:
-        ran = glmquant("eval", script.url, "--dataset", "gsm8k")
+    with Scripted(REPLIES).running() as server:
+        ran = glmquant("eval", server.url, "--dataset", "gsm8k")
     assert ran.exit_code == 0, ran.stderr
     rows = ran.stdout.splitlines()
     place = next(place for place, row in enumerate(rows) if row.startswith("  gsm8k accuracy"))

@@ -519,8 +519,6 @@ SCRIPT: list[tuple[str, str, Reply]] = [
 def test_the_genuine_counts_are_those_made_by_hand(
     genuine: Installed, tmp_path: Path, mark: None, concurrency: int
 ) -> None:
-    for _, _, reply in SCRIPT:
-        reply.failures[:] = [500] if reply.content == "\\boxed{6}" else []
     items = [{"question": f"How many {what}?", "answer": answer} for what, answer, _ in SCRIPT]
     server = Scripted({f"How many {what}?": reply for what, _, reply in SCRIPT})
     with server.running():

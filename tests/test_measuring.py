@@ -22,7 +22,7 @@ from glmquant.runtime.client import Client, remote_failure
 from glmquant.suites.references import difference_from, references_of
 from glmquant.suites.run import Listener, measure
 from glmquant.suites.task import Call, Installed, Measured, Suite, Task
-from tests.chat import Reply, Script, chatting
+from tests.scripted import Reply, Scripted
 from tests.test_execute import ENV
 
 HERE = Installed(Path(sys.executable), "1.2")
@@ -60,9 +60,9 @@ def counting(
     steps: list[tuple[int, int] | None], started: list[float] | None = None
 ) -> Iterator[Client]:
     """A server whose counters of drafts stand so, one reading after the other."""
-    script = Script({}, otherwise=Reply("well"), counters=steps, started=started or [])
-    with chatting(script):
-        client = Client(script.url, fail)
+    server = Scripted({}, otherwise=Reply("well"), counters=steps, started=started or [])
+    with server.running():
+        client = Client(server.url, fail)
         yield client
         client.close()
 
