@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmquant.cli.environments import echo_plan, install_observer, torch_index_option
+from glmquant.cli.environments import (
+    echo_beside,
+    echo_plan,
+    echo_removed,
+    install_observer,
+    state_text,
+    torch_index_option,
+)
 from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -108,29 +115,32 @@ def status(ctx: click.Context, as_json: bool) -> None:
     from glmquant.cli.folders import short_path
     from glmquant.cli.progress import emit, nbytes_text
     from glmquant.runtime.environment import status as ask
+    from glmquant.runtime.environment.host import missing_here
+    from glmquant.runtime.environment.layout import as_engine
 
     found = ask()
+    built = as_engine(found.built) if found.built else None
+    unsupported = missing_here()
     loaders = _loaders()
     if as_json:
-        emit("engine", **found.fields(), loaders=loaders)
+        emit(
+            "engine",
+            **found.fields(),
+            python=str(built.python) if built else None,
+            vllm=str(built.vllm) if built else None,
+            versions=built.versions if built else {},
+            unsupported=unsupported,
+            loaders=loaders,
+        )
         return
-    told = {
-        "complete": "complete",
-        "unfinished": f"unfinished, at the step {found.next_step}",
-        "absent": "not installed",
-        "foreign": "not installed: the folder holds files of somebody else",
-    }
-    click.echo(f"engine: {told[found.state]}")
-    if found.engine:
-        click.echo(f"versions: {_versions_text(found.engine)}")
+    click.echo(f"engine: {state_text(found)}")
+    if built:
+        click.echo(f"versions: {_versions_text(built)}")
     size = f", {nbytes_text(found.nbytes)}" if found.nbytes else ""
     click.echo(f"folder: {short_path(found.home)}{size}")
-    for path in found.others:
-        click.echo(f"of another version of glmquant: {short_path(path)}")
-    if found.installer:
-        click.echo(f"at work: process {found.installer} installs or removes")
-    if found.unsupported:
-        click.echo(f"processor: not supported ({found.unsupported}); x86-64 with AVX2 is")
+    echo_beside(found)
+    if unsupported:
+        click.echo(f"processor: not supported ({unsupported}); x86-64 with AVX2 is")
     else:
         click.echo("processor: supported (x86-64 with AVX2)")
         if found.state != "complete" and not found.installer:
@@ -155,21 +165,10 @@ def remove(ctx: click.Context, as_json: bool) -> None:
     Only folders that install has marked as its own are touched.
     """
     ctx.meta["glmquant.json"] = as_json
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit, nbytes_text
     from glmquant.runtime.environment import remove as run
     from glmquant.runtime.matrix import remove_pairs
 
-    removed = (*remove_pairs(), *run())
-    if as_json:
-        emit(
-            "removed", folders=[{"home": str(each.home), "nbytes": each.nbytes} for each in removed]
-        )
-        return
-    for each in removed:
-        click.echo(f"removed: {short_path(each.home)}, {nbytes_text(each.nbytes)}")
-    if not removed:
-        click.echo("nothing to remove: there is no environment")
+    echo_removed((*remove_pairs(), *run()), as_json)
 
 
 def _pairs(matrix: bool, versions: str | None) -> tuple[Pair, ...]:

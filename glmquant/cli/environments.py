@@ -1,13 +1,14 @@
-"""What the verbs that build environments share: an option, the plan as a table, a line a step."""
+"""What the verbs of environments share: the plan, a line a step, how it stands, what is removed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from glmquant.runtime.environment import InstallObserver, InstallPlan
+    from glmquant.runtime.environment import InstallObserver, InstallPlan, Removed, Standing
 
 torch_index_option = click.option(
     "--torch-index",
@@ -100,3 +101,53 @@ def install_observer(as_json: bool) -> InstallObserver:
             emit("step_done", name=step.name, seconds=round(seconds, 1), nbytes=nbytes)
 
     return JsonLines() if as_json else Lines()
+
+
+def state_text(found: Standing) -> str:
+    """How far an environment is.
+
+    Args:
+        found: How it stands with it.
+    """
+    return {
+        "complete": "complete",
+        "unfinished": f"unfinished, at the step {found.next_step}",
+        "absent": "not installed",
+        "foreign": "not installed: the folder holds files of somebody else",
+    }[found.state]
+
+
+def echo_beside(found: Standing, indent: str = "") -> None:
+    """Print what is there beside an environment: those of other versions, and who is at work.
+
+    Args:
+        found: How it stands with it.
+        indent: What each line begins with.
+    """
+    from glmquant.cli.folders import short_path
+
+    for path in found.others:
+        click.echo(f"{indent}of another version of glmquant: {short_path(path)}")
+    if found.installer:
+        click.echo(f"{indent}at work: process {found.installer} installs or removes")
+
+
+def echo_removed(removed: Sequence[Removed], as_json: bool) -> None:
+    """Print which environments are gone.
+
+    Args:
+        removed: Them.
+        as_json: As an event.
+    """
+    from glmquant.cli.folders import short_path
+    from glmquant.cli.progress import emit, nbytes_text
+
+    if as_json:
+        emit(
+            "removed", folders=[{"home": str(each.home), "nbytes": each.nbytes} for each in removed]
+        )
+        return
+    for each in removed:
+        click.echo(f"removed: {short_path(each.home)}, {nbytes_text(each.nbytes)}")
+    if not removed:
+        click.echo("nothing to remove: there is no environment")

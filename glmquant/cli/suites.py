@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmquant.cli.environments import echo_plan, install_observer, torch_index_option
+from glmquant.cli.environments import (
+    echo_beside,
+    echo_plan,
+    echo_removed,
+    install_observer,
+    state_text,
+    torch_index_option,
+)
 from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
-    from glmquant.suites.task import Suite
-
-_STATES = {
-    "complete": "complete",
-    "absent": "not installed",
-    "foreign": "not installed: the folder holds files of somebody else",
-}
+    from glmquant.runtime.environment import Standing
+    from glmquant.suites.task import Installed, Suite
 
 
 @click.group(
@@ -98,15 +100,13 @@ def status(ctx: click.Context, as_json: bool) -> None:
     Exits with 0 whatever it finds.
     """
     ctx.meta["glmquant.json"] = as_json
-    from glmquant.cli.progress import emit
+    from glmquant.suites.environment import RECIPES, how_it_stands
+    from glmquant.suites.finding import find
     from glmquant.suites.known import SUITES
 
+    echo = _emit_status if as_json else _echo_status
     for suite in SUITES.values():
-        fields = _fields(suite)
-        if as_json:
-            emit("suite", **fields)
-        else:
-            _echo_status(suite, fields)
+        echo(suite, find(suite), how_it_stands(suite) if suite.name in RECIPES else None)
 
 
 @suites.command(
@@ -123,23 +123,12 @@ def remove(ctx: click.Context, name: str | None, as_json: bool) -> None:
     Only folders that install has marked as its own are touched.
     """
     ctx.meta["glmquant.json"] = as_json
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit, nbytes_text
     from glmquant.suites import environment
     from glmquant.suites.known import SUITES
 
     chosen = [_suite(name)] if name else list(SUITES.values())
     chosen = [suite for suite in chosen if name or suite.name in environment.RECIPES]
-    removed = [each for suite in chosen for each in environment.remove_own(suite)]
-    if as_json:
-        emit(
-            "removed", folders=[{"home": str(each.home), "nbytes": each.nbytes} for each in removed]
-        )
-        return
-    for each in removed:
-        click.echo(f"removed: {short_path(each.home)}, {nbytes_text(each.nbytes)}")
-    if not removed:
-        click.echo("nothing to remove: there is no environment")
+    echo_removed([each for suite in chosen for each in environment.remove_own(suite)], as_json)
 
 
 def _suite(name: str) -> Suite:
@@ -159,62 +148,41 @@ def _suite(name: str) -> Suite:
     return SUITES[name]
 
 
-def _fields(suite: Suite) -> dict[str, Any]:
-    """How it stands with a suite, for JSON."""
-    from glmquant.suites.environment import RECIPES, how_it_stands
-    from glmquant.suites.finding import find
+def _emit_status(suite: Suite, found: Installed | None, standing: Standing | None) -> None:
+    from glmquant.cli.progress import emit
 
-    found = find(suite)
-    fields: dict[str, Any] = {
-        "suite": suite.name,
-        "version": found.version if found else None,
-        "python": str(found.python) if found else None,
-        "is_ours": bool(found and found.is_ours),
-        "home": None,
-        "state": None,
-        "next_step": None,
-        "nbytes": 0,
-        "others": [],
-        "installer": None,
-    }
-    if suite.name in RECIPES:
-        stands = how_it_stands(suite)
-        fields |= {
-            "home": str(stands.home),
-            "state": stands.state,
-            "next_step": stands.next_step,
-            "nbytes": stands.nbytes,
-            "others": [str(path) for path in stands.others],
-            "installer": stands.installer,
-        }
-    return fields
+    none: dict[str, Any] = dict.fromkeys(("home", "state", "next_step", "installer"))
+    none |= {"nbytes": 0, "others": []}
+    emit(
+        "suite",
+        suite=suite.name,
+        version=found.version if found else None,
+        python=str(found.python) if found else None,
+        is_ours=bool(found and found.is_ours),
+        **(standing.fields() if standing else none),
+    )
 
 
-def _echo_status(suite: Suite, fields: dict[str, Any]) -> None:
+def _echo_status(suite: Suite, found: Installed | None, standing: Standing | None) -> None:
     from glmquant.cli.folders import short_path
     from glmquant.cli.progress import nbytes_text
     from glmquant.suites.environment import how_to_install
 
-    state = fields["state"]
-    if state == "unfinished":
-        told = f"unfinished, at the step {fields['next_step']}"
-    elif state is None:
-        told = "found" if fields["python"] else "not found"
+    if standing is None:
+        told = "found" if found else "not found"
     else:
-        told = _STATES[state]
-    version = f", {suite.package} {fields['version']}" if fields["version"] else ""
-    is_elsewhere = fields["python"] and state is not None and not fields["is_ours"]
-    if is_elsewhere:
-        told += "; found elsewhere"
-    click.echo(f"{suite.name}: {told}{version}")
-    if fields["python"]:
-        click.echo(f"  python: {short_path(Path(fields['python']))}")
-    if fields["home"] and fields["nbytes"]:
-        click.echo(f"  folder: {short_path(Path(fields['home']))}, {nbytes_text(fields['nbytes'])}")
-    for path in fields["others"]:
-        click.echo(f"  of another version of glmquant: {short_path(Path(path))}")
-    if fields["installer"]:
-        click.echo(f"  at work: process {fields['installer']} installs or removes")
-    elif not fields["python"]:
+        told = state_text(standing)
+        if found and not found.is_ours:
+            told += "; found elsewhere"
+    click.echo(f"{suite.name}: {told}{f', {suite.package} {found.version}' if found else ''}")
+    if found:
+        click.echo(f"  python: {short_path(found.python)}")
+    if standing:
+        if standing.nbytes:
+            click.echo(f"  folder: {short_path(standing.home)}, {nbytes_text(standing.nbytes)}")
+        echo_beside(standing, "  ")
+        if standing.installer:
+            return
+    if not found:
         for line in how_to_install(suite):
             click.echo(f"  {line}")

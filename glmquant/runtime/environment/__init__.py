@@ -12,7 +12,6 @@ from glmquant.runtime.environment.prospect import InstallPlan, plan_install
 from glmquant.runtime.environment.standing import (
     Removed,
     Standing,
-    Status,
     remove,
     standing_of,
     status,
@@ -25,7 +24,6 @@ __all__ = [
     "InstallPlan",
     "Removed",
     "Standing",
-    "Status",
     "build",
     "find_built",
     "find_engine",

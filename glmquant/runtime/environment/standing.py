@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmquant.runtime.environment import host
 from glmquant.runtime.environment.kind import ENGINE, Kind
-from glmquant.runtime.environment.layout import (
-    Built,
-    Engine,
-    Layout,
-    as_engine,
-    disk_nbytes,
-    find_built,
-)
+from glmquant.runtime.environment.layout import Built, Layout, disk_nbytes, find_built
 from glmquant.runtime.environment.lock import exclusive, holder
 from glmquant.runtime.environment.pins import Pins, engine_pins
 from glmquant.storage import reading, writing
@@ -44,45 +36,15 @@ class Standing:
     others: tuple[Path, ...]
     installer: str | None
 
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How it stands with the engine.
-
-    Attributes:
-        home: The folder of the environment of the present pins.
-        state: ``complete``, ``unfinished``, ``absent``, or ``foreign``: files of somebody else.
-        engine: The complete environment, or None.
-        next_step: The first step that an unfinished one lacks, or None.
-        nbytes: What it takes on disk.
-        others: Environments of other pins, of another version of glmquant.
-        installer: The process that is at work there, or None.
-        unsupported: Why the engine does not run on this processor, or None.
-    """
-
-    home: Path
-    state: str
-    engine: Engine | None
-    next_step: str | None
-    nbytes: int
-    others: tuple[Path, ...]
-    installer: str | None
-    unsupported: str | None
-
     def fields(self) -> dict[str, Any]:
-        """All of it for JSON."""
-        engine = self.engine
+        """What is the same of every kind, for JSON."""
         return {
             "home": str(self.home),
             "state": self.state,
-            "python": str(engine.python) if engine else None,
-            "vllm": str(engine.vllm) if engine else None,
-            "versions": engine.versions if engine else {},
             "next_step": self.next_step,
             "nbytes": self.nbytes,
             "others": [str(path) for path in self.others],
             "installer": self.installer,
-            "unsupported": self.unsupported,
         }
 
 
@@ -94,7 +56,7 @@ class Removed:
     nbytes: int
 
 
-def status(*, pins: Pins | None = None) -> Status:
+def status(*, pins: Pins | None = None) -> Standing:
     """How it stands with the engine; that there is none is no error.
 
     Args:
@@ -103,17 +65,7 @@ def status(*, pins: Pins | None = None) -> Status:
     Raises:
         EngineError: The user has no home folder; a StorageError where it cannot be read.
     """
-    found = standing_of(pins or engine_pins())
-    return Status(
-        home=found.home,
-        state=found.state,
-        engine=as_engine(found.built) if found.built else None,
-        next_step=found.next_step,
-        nbytes=found.nbytes,
-        others=found.others,
-        installer=found.installer,
-        unsupported=host.missing_here(),
-    )
+    return standing_of(pins or engine_pins())
 
 
 def standing_of(pins: Pins) -> Standing:
