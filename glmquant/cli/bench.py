@@ -84,8 +84,9 @@ def bench(
     """
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.addresses import checked_url
-    from glmquant.cli.measuring import api_key, parse_settings, run_suite
+    from glmquant.cli.measuring import parse_settings, run_suite
     from glmquant.errors import UsageError
+    from glmquant.runtime.launch import key_here
     from glmquant.suites.task import Task
 
     is_url = "://" in target
@@ -110,7 +111,7 @@ def bench(
         requests=requests,
         input_len=input_len,
         output_len=output_len,
-        api_key=api_key(),
+        api_key=key_here(),
         seed=seed,
         settings=parse_settings(settings),
     )

@@ -71,8 +71,9 @@ def evaluate(
     """
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.addresses import checked_url
-    from glmquant.cli.measuring import api_key, parse_settings, run_suite
+    from glmquant.cli.measuring import parse_settings, run_suite
     from glmquant.errors import UsageError
+    from glmquant.runtime.launch import key_here
     from glmquant.suites.datafiles import FORMS, read_data
     from glmquant.suites.task import Task
 
@@ -93,7 +94,7 @@ def evaluate(
         limit=limit,
         max_out_len=max_out_len,
         concurrency=concurrency,
-        api_key=api_key(),
+        api_key=key_here(),
         seed=seed,
         settings=parse_settings(settings),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -381,8 +380,3 @@ def _echo_dry_run(suite: Suite, task: Task, found: Installed | None, as_json: bo
         click.echo(f"--- {name}")
         click.echo(text.rstrip())
     click.echo("nothing was run")
-
-
-def api_key() -> str | None:
-    """The key of the server, as vLLM itself takes it."""
-    return os.environ.get("VLLM_API_KEY")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -82,6 +81,7 @@ def smoke(
     ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.progress import emit, progress
     from glmquant.errors import UsageError
+    from glmquant.runtime.launch import key_here
     from glmquant.smoke.causes import Service
     from glmquant.smoke.findings import Verdict
     from glmquant.smoke.run import Wish
@@ -101,7 +101,7 @@ def smoke(
         model,
         long_tokens,
         limit_seconds,
-        os.environ.get("VLLM_API_KEY") or None,
+        key_here(),
     )
     with progress(as_json) as observer:
         report = run(wish, observer)

@@ -16,13 +16,10 @@ from glmquant.deploy.nodes import RANK, SHELL_VARIABLES, Node, reached
 from glmquant.deploy.problems import Problem
 from glmquant.deploy.setup import Setup
 from glmquant.machines import MACHINES
+from glmquant.runtime.launch import KEY_VARIABLE
 
 HEALTH: Final = "import urllib.request as r; r.urlopen('http://{host}:{port}/health', timeout=5)"
 """The images have Python, and not all have curl."""
-
-
-KEY: Final = "VLLM_API_KEY"
-"""What vLLM asks requests for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,10 @@ def run_lines(setup: Setup, node: Node, image: Image) -> Iterator[list[str]]:
         word = f'"{value}"' if value in SHELL_VARIABLES else shlex.quote(value)
         yield ["--env", f"{variable}={word}"]
     if not node.ranks:
-        yield ["--env", KEY]  # by its name alone: where it is not set, nothing is passed on
+        yield [
+            "--env",
+            KEY_VARIABLE,
+        ]  # by its name alone: passed on where it is set
     yield [image.name]
     yield [shlex.quote(word) for word in shell(setup, node)]
 
@@ -121,7 +121,7 @@ def compose(setup: Setup, image: Image) -> str:
         "volumes": [_plain(mount) for mount in mounts(setup, image.host)],
         "environment": {
             **{name: _plain(value) for name, value in node.variables.items()},
-            KEY: None,  # passed on where it is set
+            KEY_VARIABLE: None,  # passed on where it is set
         },
         "command": [_plain(word) for word in [*shell(setup, node), *setup.words(node)]],
         "healthcheck": {

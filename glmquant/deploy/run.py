@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from types import FrameType
-from typing import Final
 
 from glmquant.deploy.problems import Problem, refuse
 from glmquant.deploy.setup import Setup
@@ -21,10 +20,8 @@ from glmquant.machines import MACHINES
 from glmquant.observer import Observer
 from glmquant.runtime.client import ANSWER_SECONDS
 from glmquant.runtime.hosts import count_npus
+from glmquant.runtime.launch import key_here
 from glmquant.runtime.server import running
-
-API_KEY: Final = "VLLM_API_KEY"
-"""vLLM's own variable for the key that it asks for."""
 
 
 def run(
@@ -69,7 +66,7 @@ def run(
             limit_seconds=limit_seconds,
             answer_seconds=ANSWER_SECONDS,
             observer=observer,
-            api_key=os.environ.get(API_KEY),
+            api_key=key_here(),
             until=asked,
         ) as server,
     ):

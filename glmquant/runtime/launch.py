@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any, Final
 
 SERVED_NAME: Final = "glmquant"
 """Under which the model is asked for, wherever it lies."""
+
+KEY_VARIABLE: Final = "VLLM_API_KEY"
+"""Has the key that vLLM's server asks for, and that is sent to one."""
+
+
+def key_here() -> str | None:
+    """The key of the server, where one is set."""
+    return os.environ.get(KEY_VARIABLE) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Final
 from glmquant.observer import Observer
 from glmquant.runtime.client import ANSWER_SECONDS
 from glmquant.runtime.environment.layout import Engine
-from glmquant.runtime.launch import ServeRequest, serve_command
+from glmquant.runtime.launch import KEY_VARIABLE, ServeRequest, serve_command
 from glmquant.runtime.server import Server, free_port, running
 
 STANDINS: Final = Path(__file__).parent / "standins"
@@ -29,7 +29,7 @@ _QUIET: Final = {
 }
 
 
-_FOREIGN: Final = ("VLLM_API_KEY", "VLLM_USE_MODELSCOPE", "VLLM_LOGGING_CONFIG_PATH")
+_FOREIGN: Final = (KEY_VARIABLE, "VLLM_USE_MODELSCOPE", "VLLM_LOGGING_CONFIG_PATH")
 """Variables that would have a server of ours ask for a key, fetch or be silent."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Final
 from glmquant.errors import EngineError, UsageError
 from glmquant.observer import Observer
 from glmquant.runtime.client import Client, Scores, remote_failure
-from glmquant.runtime.launch import speculative_config
+from glmquant.runtime.launch import key_here, speculative_config
 from glmquant.runtime.observe import Sighting, divergence, observe
 from glmquant.runtime.prompts import Material, Questions, ask
 from glmquant.runtime.server import Server
@@ -24,9 +23,6 @@ ANSWER_TOKENS: Final = 48
 
 MIN_CONTEXT: Final = 128
 """Of what is asked, tokens."""
-
-API_KEY: Final = "VLLM_API_KEY"
-"""vLLM's own variable for the key that its server asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,7 @@ def behave_remote(job: Job, url: str, observer: Observer) -> Behaviour:
         UsageError: It serves no MTP drafts of a checkpoint that has an MTP layer.
     """
     seconds = {} if job.limit_seconds is None else {"answer_seconds": job.limit_seconds}
-    client = Client(url, remote_failure(url), api_key=os.environ.get(API_KEY), **seconds)
+    client = Client(url, remote_failure(url), api_key=key_here(), **seconds)
     try:
         model = client.model
         # A token is made behind every window that is rated.
