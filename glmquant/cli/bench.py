@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from glmquant.cli.measuring import measuring_options
+from glmquant.cli.measuring_options import Measuring, measuring_options
 
 
 @click.command(
@@ -66,13 +65,7 @@ def bench(
     requests: int,
     input_len: int,
     output_len: int,
-    checkpoint: Path | None,
-    concurrency: int,
-    seed: int,
-    settings: tuple[str, ...],
-    as_json: bool,
-    install: bool,
-    **where: Any,
+    options: Measuring,
 ) -> None:
     """Measure the speed of a server at URL, or of an engine that loads the checkpoint DIR.
 
@@ -82,11 +75,9 @@ def bench(
 
     glmquant compare holds two runs against each other.
     """
-    ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.addresses import checked_url
-    from glmquant.cli.measuring import parse_settings, run_suite
+    from glmquant.cli.measuring import run_suite
     from glmquant.errors import UsageError
-    from glmquant.runtime.launch import key_here
     from glmquant.suites.task import Task
 
     is_url = "://" in target
@@ -99,21 +90,16 @@ def bench(
             found=target,
             hint="serve wants http://HOST:PORT, latency and throughput want DIR",
         )
-    if not is_url and checkpoint is not None:
-        raise UsageError("--checkpoint is DIR itself here", found=str(checkpoint))
+    if not is_url and options.checkpoint is not None:
+        raise UsageError("--checkpoint is DIR itself here", found=str(options.checkpoint))
     is_file = Path(dataset).exists()
     task = Task(
         mode=chosen,  # type: ignore[arg-type]
         dataset=Path(dataset).stem if is_file else dataset,
         data=Path(dataset) if is_file else None,
         url=checked_url(target, "bench") if is_url else None,
-        concurrency=concurrency,
         requests=requests,
         input_len=input_len,
         output_len=output_len,
-        api_key=key_here(),
-        seed=seed,
-        settings=parse_settings(settings),
     )
-    folder = checkpoint if is_url else Path(target)
-    run_suite(ctx, suite_name, task, folder, is_installed_first=install, as_json=as_json, **where)
+    run_suite(ctx, suite_name, task, options.checkpoint if is_url else Path(target), options)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from glmquant.cli.measuring import measuring_options
+from glmquant.cli.measuring_options import Measuring, measuring_options
 
 
 @click.command(
@@ -51,13 +50,7 @@ def evaluate(
     dataset: str,
     limit: int | None,
     max_out_len: int,
-    checkpoint: Path | None,
-    concurrency: int,
-    seed: int,
-    settings: tuple[str, ...],
-    as_json: bool,
-    install: bool,
-    **where: Any,
+    options: Measuring,
 ) -> None:
     """Ask a server at URL the questions of a data set, and count the right answers.
 
@@ -69,11 +62,9 @@ def evaluate(
 
     glmquant compare holds two runs against each other.
     """
-    ctx.meta["glmquant.json"] = as_json
     from glmquant.cli.addresses import checked_url
-    from glmquant.cli.measuring import parse_settings, run_suite
+    from glmquant.cli.measuring import run_suite
     from glmquant.errors import UsageError
-    from glmquant.runtime.launch import key_here
     from glmquant.suites.datafiles import FORMS, read_data
     from glmquant.suites.task import Task
 
@@ -93,11 +84,5 @@ def evaluate(
         url=checked_url(url, "eval"),
         limit=limit,
         max_out_len=max_out_len,
-        concurrency=concurrency,
-        api_key=key_here(),
-        seed=seed,
-        settings=parse_settings(settings),
     )
-    run_suite(
-        ctx, suite_name, task, checkpoint, is_installed_first=install, as_json=as_json, **where
-    )
+    run_suite(ctx, suite_name, task, options.checkpoint, options)

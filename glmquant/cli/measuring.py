@@ -1,104 +1,23 @@
-"""What bench and eval have in common: who is asked, where results go, how they are shown."""
+"""A run of a suite for bench and eval: who is asked, where results go, how they are shown."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from glmquant.cli.figures import show_run
-from glmquant.cli.options import json_option
 
 if TYPE_CHECKING:
+    from glmquant.cli.measuring_options import Measuring
     from glmquant.runtime.client import Client
     from glmquant.suites.run import Finished, Listener
     from glmquant.suites.task import Installed, Suite, Task
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_OPTIONS = (
-    click.option(
-        "--checkpoint",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="The checkpoint on this machine: results go into its .glmquant/results, and its "
-        "tokenizer is used where a suite needs one.  [default: what the server says it serves, if "
-        "it is on this machine; else results go into the working directory]",
-    ),
-    click.option(
-        "--concurrency",
-        type=click.IntRange(1, 4096),
-        default=16,
-        show_default=True,
-        help="Requests at once.",
-    ),
-    click.option("--seed", type=click.IntRange(0), default=1024, show_default=True, help="Of all."),
-    click.option(
-        "--machine", metavar="TEXT", default="", help="Where it is served, for the record."
-    ),
-    click.option(
-        "--set",
-        "settings",
-        metavar="NAME=VALUE",
-        multiple=True,
-        help="An option of the suite's own; a wrong name lists them.",
-    ),
-    click.option(
-        "--python",
-        metavar="PATH",
-        type=click.Path(path_type=Path),
-        help="The Python that has the suite.  [default: its own environment, else the one found]",
-    ),
-    click.option("--install", is_flag=True, help="Install the suite first, where it is not."),
-    click.option(
-        "--torch-index",
-        metavar="URL",
-        envvar="GLMQUANT_TORCH_INDEX",
-        show_envvar=True,
-        help="With --install: the package index that torch alone is taken from.",
-    ),
-    click.option("--dry-run", is_flag=True, help="Print what would be run, and ask nobody."),
-    json_option,
-)
-
-
-def measuring_options(command: Command) -> Command:
-    """The options of both verbs, in the order of their help.
-
-    Args:
-        command: The function of a verb.
-    """
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def parse_settings(given: Iterable[str]) -> dict[str, str]:
-    """``NAME=VALUE`` each.
-
-    Raises:
-        UsageError: One is not, or a name is there twice.
-    """
-    from glmquant.errors import UsageError
-
-    found: dict[str, str] = {}
-    for text in given:
-        name, is_there, value = text.partition("=")
-        if not is_there or not name or name in found:
-            raise UsageError(
-                "--set wants each option once",
-                expected="NAME=VALUE",
-                found=text,
-                hint="as in --set temperature=0.6",
-            )
-        found[name] = value
-    return found
 
 
 def run_suite(
@@ -106,13 +25,7 @@ def run_suite(
     suite_name: str,
     task: Task,
     checkpoint: Path | None,
-    *,
-    machine: str,
-    python: Path | None,
-    is_installed_first: bool,
-    torch_index: str | None,
-    dry_run: bool,
-    as_json: bool,
+    options: Measuring,
 ) -> None:
     """Find the suite, run it, and show what came.
 
@@ -121,15 +34,10 @@ def run_suite(
         suite_name: As ``--suite`` calls it.
         task: What is to be measured, as far as the command line says.
         checkpoint: The folder that was named, or None.
-        machine: Where it is served.
-        python: The interpreter that has the suite.
-        is_installed_first: ``--install``.
-        torch_index: For that.
-        dry_run: Only say what would be done.
-        as_json: JSON lines on stdout.
+        options: What is the same of both verbs.
 
     Raises:
-        UsageError: The suite does not measure that.
+        UsageError: The suite does not measure that, or an option is wrong.
         MeasureError: It is not installed, or failed.
     """
     from glmquant.errors import UsageError
@@ -137,6 +45,8 @@ def run_suite(
     from glmquant.suites.known import SUITES
 
     ctx.meta["glmquant.starts_anew"] = True
+    as_json = options.as_json
+    task = options.complete(task)
     suite = SUITES[suite_name]
     if task.mode not in suite.modes:
         raise UsageError(
@@ -147,16 +57,16 @@ def run_suite(
             hint="a folder is measured by --suite vllm; AISBench wants the URL of a server",
         )
     task = replace(task, folder=_checkpoint(checkpoint))
-    if dry_run:
-        _echo_dry_run(suite, task, find(suite, python), as_json)
+    if options.dry_run:
+        _echo_dry_run(suite, task, find(suite, options.python), as_json)
         return
-    installed = _installed(suite, python, is_installed_first, torch_index, as_json)
+    installed = _installed(suite, options)
     client = _client(task)
     try:
         notes: list[str] = []
         if client is not None:
             task = _ask_server(ctx, client, task, notes)
-        finished = _measure(suite, task, installed, client, machine, as_json)
+        finished = _measure(suite, task, installed, client, options)
     finally:
         if client is not None:
             client.close()
@@ -178,27 +88,25 @@ def _checkpoint(named: Path | None) -> Path | None:
     return named
 
 
-def _installed(
-    suite: Suite, python: Path | None, is_first: bool, torch_index: str | None, as_json: bool
-) -> Installed:
+def _installed(suite: Suite, options: Measuring) -> Installed:
     from glmquant.cli.environments import install_observer
     from glmquant.errors import MeasureError
     from glmquant.suites import environment
     from glmquant.suites.finding import find
 
-    found = find(suite, python)
+    found = find(suite, options.python)
     if found is not None:
         return found
-    if not is_first:
+    if not options.install:
         raise MeasureError(
             f"{suite.title} is not installed",
             expected=f"the package {suite.package}",
             found="no environment of its own, and none here or on PATH",
             hint="\n            ".join(environment.how_to_install(suite)),
         )
-    observer = install_observer(as_json)
+    observer = install_observer(options.as_json)
     try:
-        return environment.install(suite, None, torch_index, observer=observer)
+        return environment.install(suite, None, options.torch_index, observer=observer)
     except BaseException:
         observer.stop()
         raise
@@ -287,8 +195,7 @@ def _measure(
     task: Task,
     installed: Installed,
     client: Client | None,
-    machine: str,
-    as_json: bool,
+    options: Measuring,
 ) -> Finished:
     from glmquant.suites.run import measure
 
@@ -300,9 +207,9 @@ def _measure(
         installed,
         into,
         client=client,
-        machine=machine,
+        machine=options.machine,
         engine=engine,
-        listener=_listener(as_json),
+        listener=_listener(options.as_json),
     )
 
 
