@@ -10,9 +10,11 @@ from typing import Final
 
 from glmquant.doctor.checks import Check, State
 from glmquant.errors import GlmquantError
+from glmquant.hubs.addresses import check_endpoint, is_loopback, origin_of, shown
+from glmquant.hubs.answers import Setback
 from glmquant.hubs.known import HubName
 from glmquant.hubs.protocols import PROTOCOLS
-from glmquant.hubs.web import Setback, Web, check_endpoint, is_loopback, origin_of, shown
+from glmquant.hubs.web import Web
 
 GROUP: Final = "hubs"
 _PATHS: Final = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from glmquant.errors import StorageError
 from glmquant.fetched import Record
+from glmquant.hubs.addresses import check_endpoint
 from glmquant.hubs.arrival import Arrival
 from glmquant.hubs.journal import Journal
 from glmquant.hubs.known import Reference
@@ -30,7 +31,7 @@ from glmquant.hubs.selection import METADATA, Selection
 from glmquant.hubs.taking import take_what_is_there
 from glmquant.hubs.tokens import VARIABLES, find_token
 from glmquant.hubs.transfer import Transfer
-from glmquant.hubs.web import Web, check_endpoint
+from glmquant.hubs.web import Web
 from glmquant.observer import Observer
 from glmquant.storage import free_nbytes, writing
 

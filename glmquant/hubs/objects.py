@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from glmquant.errors import HubError
+from glmquant.hubs.addresses import origin_of
+from glmquant.hubs.answers import Answer, Setback, exact_range
 from glmquant.hubs.listing import Listing, RemoteFile
 from glmquant.hubs.protocols import Protocol
-from glmquant.hubs.web import Answer, Setback, Web, exact_range, origin_of
+from glmquant.hubs.web import Web
 
 
 class Objects:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from glmquant.errors import HubError
-from glmquant.hubs.web import Setback
+from glmquant.hubs.answers import Setback
 from glmquant.observer import Observer
 
 FIRST_PAUSE_SECONDS: Final = 0.5

@@ -9,9 +9,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from glmquant.errors import HubError
+from glmquant.hubs.addresses import shown
 from glmquant.hubs.known import HubName, Reference, elsewhere
 from glmquant.hubs.listing import Listing, RemoteFile, checked_files, checked_names
-from glmquant.hubs.web import Web, shown
+from glmquant.hubs.web import Web
 from glmquant.survey import printable
 
 Patient = Callable[[Callable[[], Any]], Any]

@@ -8,12 +8,12 @@ from typing import Final
 import xxhash
 
 from glmquant.errors import HubError
+from glmquant.hubs.answers import Setback
 from glmquant.hubs.fetch import Session
 from glmquant.hubs.listing import Listing, RemoteFile
 from glmquant.hubs.outline import Outline
 from glmquant.hubs.outputs import key_of
 from glmquant.hubs.patience import Stopped
-from glmquant.hubs.web import Setback
 from glmquant.source import FileStamp, FolderSource
 
 _MAX_RANGE_FAULTS: Final = 2

@@ -11,12 +11,12 @@ from xxhash import xxh3_128
 
 from glmquant.errors import HubError
 from glmquant.fetched import FetchedFile
+from glmquant.hubs.answers import Setback
 from glmquant.hubs.arrival import Arrival, proof_of
 from glmquant.hubs.lanes import Lanes
 from glmquant.hubs.objects import Objects
 from glmquant.hubs.outputs import Output, Part
 from glmquant.hubs.patience import Patience, Stopped
-from glmquant.hubs.web import Setback
 from glmquant.observer import Observer
 
 _MAX_OBJECT_FAULTS: Final = 4
