@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 import shlex
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from glmquant.cli.fetch_check import check as check_folder
+from glmquant.cli.fetch_report import echo_fetched, echo_plan, headline
 from glmquant.cli.options import json_option
 from glmquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from glmquant.hubs.check import Checked, Fault
-    from glmquant.hubs.fetch import Fetched
     from glmquant.hubs.known import Reference
-    from glmquant.hubs.prospect import FetchPlan
-
-USUAL_REVISIONS = ("master", "main")
-"""The hubs' own branches, which need no --revision."""
-
-SLOW_LINES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
-"""What a time is told for where no fetch has measured the line yet."""
 
 
 @click.command(
@@ -126,7 +118,7 @@ def fetch(
     from glmquant.observer import Meter
 
     if check:
-        _check(ctx, model, folder, workers, as_json)
+        check_folder(ctx, model, folder, workers, as_json)
         return
     selection = parse_selection(only, include, exclude)
     reference = find_model(model, HubName(hub) if hub else None, folder)
@@ -139,13 +131,13 @@ def fetch(
             plan = plan_fetch(session, selection, target)
             if not dry_run:
                 if not as_json:
-                    click.echo(_headline(plan), err=True)
+                    click.echo(headline(plan), err=True)
                 done = run(session, plan)
                 store_pace(reference.hub.value, meter)
     if dry_run:
-        _echo_plan(plan, _again(ctx), as_json)
+        echo_plan(plan, _again(ctx), as_json)
     else:
-        _echo_fetched(plan, done, as_json)
+        echo_fetched(plan, done, as_json)
 
 
 def _require_sense(folder: str | None, stall_seconds: float) -> None:
@@ -184,122 +176,6 @@ def _require_repeatable(model: str, reference: Reference, target: Path) -> None:
         )
 
 
-def _check(
-    ctx: click.Context, named: str, second: Path | None, workers: int, as_json: bool
-) -> None:
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit, progress
-    from glmquant.cli.summary import echo_table
-    from glmquant.hubs.check import check_folder
-    from glmquant.survey import printable
-
-    typed = [
-        f"--{name.replace('_', '-')}"
-        for name in ("hub", "revision", "only", "include", "exclude", "dry_run", "endpoint")
-        if ctx.params[name]
-    ]
-    if second is not None or typed:
-        raise UsageError(
-            "--check takes a folder and nothing else",
-            where=" ".join(typed) or str(second),
-            expected="glmquant fetch --check FOLDER",
-            found="more",
-            hint=shlex.join(["glmquant", "fetch", "--check", named]),
-        )
-    with progress(as_json) as observer:
-        found = check_folder(Path(named), min(workers, 4), observer)
-    record = found.record
-    step = _mending(Path(named), found) if found.faults else None
-    if as_json:
-        emit(
-            "check",
-            folder=named,
-            source=f"{record.hub}:{record.repository}",
-            revision=record.revision,
-            commit=record.commit,
-            selection=record.selection,
-            files={
-                name: {"nbytes": file.nbytes, "sha256": file.sha256, "proof": file.proof.value}
-                for name, file in record.files.items()
-            },
-            faults=[_fields(fault) for fault in found.faults],
-            strangers=list(found.strangers),
-            verdict="findings" if found.faults else "clean",
-            next=step,
-        )
-    else:
-        for fault in found.faults:
-            click.echo(f"error: {printable(fault.file)}: {fault.what}")
-            click.echo(f"  expected: {fault.expected}\n  found:    {fault.found}")
-        for name in found.strangers:
-            click.echo(f"note: {printable(name)} was not fetched")
-        proofs: dict[str, list[int]] = {}
-        for file in record.files.values():
-            proofs.setdefault(file.proof.value, []).append(file.nbytes)
-        from glmquant.cli.progress import nbytes_text
-
-        rows = [["held against", "files", "bytes"]]
-        rows += [[proof, str(len(each)), nbytes_text(sum(each))] for proof, each in proofs.items()]
-        echo_table(rows, left=1)
-        click.echo(
-            f"verdict: {len(found.faults)} fault{'s' * (len(found.faults) != 1)}; "
-            f"{short_path(Path(named))} is {'not ' if found.faults else ''}what was fetched from "
-            f"{record.hub}:"
-            f"{record.repository}, revision {record.revision} ({record.selection})"
-        )
-        if step:
-            click.echo(f"next: {step}")
-    if found.faults:
-        ctx.exit(1)
-
-
-def _mending(folder: Path, found: Checked) -> str:
-    """The command that fetches again what is damaged.
-
-    A damaged file is removed first: where it has length and time of the right one, as after a flip
-    on the disk, fetch believes it.
-    """
-    from glmquant.hubs.protocols import is_usual_endpoint
-
-    record = found.record
-    damaged = [path for fault in found.faults if (path := folder / fault.file).is_file()
-               and fault.file in record.files]  # fmt: skip
-    words = ["glmquant", "fetch", f"{record.hub}:{record.repository}", str(folder)]
-    words += ["--revision", record.revision] * (record.revision not in USUAL_REVISIONS)
-    if not is_usual_endpoint(record.hub, record.endpoint):
-        words += ["--endpoint", record.endpoint]
-    words += shlex.split(record.selection) if record.selection != "all" else []
-    removal = shlex.join(["rm", "--", *map(str, damaged)]) + " && " if damaged else ""
-    return removal + shlex.join(words)
-
-
-def _fields(fault: Fault) -> dict[str, str]:
-    return {key: getattr(fault, key) for key in ("file", "what", "expected", "found")}
-
-
-def _headline(plan: FetchPlan) -> str:
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import nbytes_text
-
-    listing = plan.listing
-    return (
-        f"{listing.reference.text}, revision {listing.revision} -> {short_path(plan.folder)}: "
-        f"{len(plan.wanted.outputs)} files, {nbytes_text(plan.wanted.nbytes)}, "
-        f"{_to_fetch_text(plan)}"
-    )
-
-
-def _to_fetch_text(plan: FetchPlan) -> str:
-    """What has to come, and what may have to, by what reading finds."""
-    from glmquant.cli.progress import nbytes_text
-
-    text = f"{nbytes_text(plan.missing_nbytes)} to fetch"
-    if not plan.to_check_nbytes:
-        return text
-    more = nbytes_text(plan.to_check_nbytes)
-    return f"{text}, up to {more} more where what is there turns out not to be the hub's"
-
-
 def _again(ctx: click.Context) -> str:
     """The command line without --dry-run."""
     typed = ctx.params
@@ -319,147 +195,3 @@ def _again(ctx: click.Context) -> str:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             words += [option, f"{typed[name]:g}"]
     return shlex.join(words)
-
-
-def _plan_fields(plan: FetchPlan) -> dict[str, Any]:
-    from glmquant.hubs.pace import load_pace
-
-    pace = load_pace(plan.listing.reference.hub.value)
-    return {
-        "source": plan.listing.reference.text,
-        "endpoint": plan.endpoint,
-        "revision": plan.listing.revision,
-        "commit": plan.listing.commit,
-        "folder": str(plan.folder),
-        "selection": plan.selection.text,
-        "is_partial": plan.wanted.is_partial,
-        "tensors": plan.wanted.tensors,
-        "of_tensors": plan.wanted.of_tensors,
-        "nbytes": plan.wanted.nbytes,
-        "there_nbytes": sum(file.nbytes for file in plan.local.kept.values()),
-        "to_check_nbytes": plan.to_check_nbytes,
-        "to_fetch_nbytes": plan.missing_nbytes,
-        "free_nbytes": plan.free_nbytes,
-        "nbytes_per_second": pace,
-        "eta_seconds": round(plan.missing_nbytes / pace, 1) if pace else None,
-        "notes": list(plan.notes),
-    }
-
-
-def _echo_plan(plan: FetchPlan, again: str, as_json: bool) -> None:
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit, nbytes_text
-    from glmquant.cli.summary import echo_table
-    from glmquant.hubs.prospect import SPARE_NBYTES
-    from glmquant.survey import printable
-
-    fields = _plan_fields(plan)
-    states = {each.name: "fetch" for each in plan.wanted.outputs}
-    states |= dict.fromkeys(plan.local.to_check, "check") | dict.fromkeys(plan.local.kept, "there")
-    if as_json:
-        files = [
-            {
-                "file": each.name,
-                "nbytes": each.nbytes,
-                "sha256": each.remote.sha256 if each.remote else None,
-                "state": states[each.name],
-            }
-            for each in plan.wanted.outputs
-        ]
-        emit("plan", **fields, files=files)
-        return
-    click.echo(f"source:   {fields['source']} at {fields['endpoint']}")
-    commit = f" ({fields['commit']})" if fields["commit"] else ""
-    click.echo(f"revision: {printable(fields['revision'])}{commit}")
-    if plan.wanted.of_tensors:
-        click.echo(f"tensors:  {plan.wanted.tensors:,} of {plan.wanted.of_tensors:,}")
-    rows = [["file", "", "bytes"]]
-    rows += [
-        [each.name, {"there": "there", "check": "to be checked"}.get(states[each.name], ""),
-         nbytes_text(each.nbytes)]
-        for each in plan.wanted.outputs
-    ]  # fmt: skip
-    shown = rows if len(rows) <= 24 else [*rows[:20], [f"and {len(rows) - 20} more", "", ""]]
-    echo_table(shown, left=2)
-    for note in plan.notes:
-        click.echo(f"note: {printable(note, 300)}")
-    click.echo(f"folder:   {short_path(plan.folder)}")
-    need = plan.missing_nbytes + SPARE_NBYTES
-    free = plan.free_nbytes
-    room = f"{nbytes_text(free)} free" if free is not None else "free room not known"
-    short = "; TOO LITTLE" if free is not None and free < need else ""
-    click.echo(
-        f"bytes:    {nbytes_text(plan.wanted.nbytes)} in all, {_to_fetch_text(plan)}, {room}{short}"
-    )
-    click.echo(f"time:     {time_text(plan.missing_nbytes, fields['nbytes_per_second'])}")
-    click.echo(f"nothing was written; to run it: {again}")
-
-
-def time_text(nbytes: int, pace: int | None) -> str:
-    """How long bytes take to come, at the rate of the last long fetch where there was one."""
-    from glmquant.cli.progress import nbytes_text
-
-    if pace:
-        return (
-            f"{timedelta(seconds=round(nbytes / pace))} at {nbytes_text(pace)}/s, "
-            "the rate of the last long fetch from this hub"
-        )
-    told = [f"{timedelta(seconds=round(nbytes / rate))} at {name}" for name, rate in SLOW_LINES]
-    return f"{' or '.join(told)}; no fetch has measured this line yet"
-
-
-def _echo_fetched(plan: FetchPlan, done: Fetched, as_json: bool) -> None:
-    from glmquant.cli.folders import short_path
-    from glmquant.cli.progress import emit, nbytes_text
-
-    record = done.record
-    if as_json:
-        emit(
-            "fetched",
-            source=f"{record.hub}:{record.repository}",
-            revision=record.revision,
-            commit=record.commit,
-            folder=str(plan.folder),
-            selection=record.selection,
-            is_partial=done.is_partial,
-            fetched_nbytes=done.fetched_nbytes,
-            linked=list(done.linked),
-            files={
-                name: {"nbytes": file.nbytes, "sha256": file.sha256, "proof": file.proof.value}
-                for name, file in record.files.items()
-            },
-            next=_next(plan, done),
-        )
-        return
-    total = sum(file.nbytes for file in record.files.values())
-    click.echo(
-        f"fetched: {len(record.files)} files, {nbytes_text(total)} in {short_path(plan.folder)}; "
-        f"{nbytes_text(done.fetched_nbytes)} came over the line"
-    )
-    if done.linked:
-        click.echo(f"linked from caches: {len(done.linked)} files")
-    proofs: dict[str, int] = {}
-    for file in record.files.values():
-        proofs[file.proof.value] = proofs.get(file.proof.value, 0) + 1
-    held = ", ".join(f"{count} by {proof}" for proof, count in sorted(proofs.items()))
-    click.echo(f"proved:  {held}")
-    if kept := len(plan.local.kept):
-        check = shlex.join(["glmquant", "fetch", "--check", short_path(plan.folder)])
-        click.echo(f"of them as recorded, by length and time: {kept}; {check} reads them anew")
-    for note in plan.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"next: {_next(plan, done)}")
-
-
-def _next(plan: FetchPlan, done: Fetched) -> str:
-    from glmquant.cli.folders import short_path
-    from glmquant.hubs.selection import MTP
-
-    folder = short_path(plan.folder)
-    if plan.selection.only == MTP:
-        return shlex.join(["glmquant", "add-mtp", "W8A8-FOLDER", "--from", folder])
-    if done.is_partial:
-        return shlex.join(["glmquant", "fetch", plan.listing.reference.text, folder])
-    if plan.model is not None and not plan.model.is_bf16:
-        return shlex.join(["glmquant", "verify", folder])
-    return shlex.join(["glmquant", "w8a8", folder, "--add-mtp"])

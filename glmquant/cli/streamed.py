@@ -56,7 +56,7 @@ class Streaming(NamedTuple):
 
     def line_text(self, plan: Plan) -> str:
         """What has to come over the line, and how long that takes."""
-        from glmquant.cli.fetch import time_text
+        from glmquant.cli.fetch_report import time_text
         from glmquant.cli.progress import nbytes_text
         from glmquant.hubs.pace import load_pace
 
