@@ -18,7 +18,7 @@ from glmquant.deploy.setup import Setup
 from glmquant.errors import DeployError, UsageError
 from glmquant.machines import MACHINES
 from glmquant.observer import Observer
-from glmquant.runtime.client import ANSWER_SECONDS
+from glmquant.runtime.connection import ANSWER_SECONDS
 from glmquant.runtime.hosts import count_npus
 from glmquant.runtime.launch import key_here
 from glmquant.runtime.server import running

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
-import urllib3
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from glmquant.errors import EngineError, GlmquantError
+from glmquant.runtime.connection import Connection
 from glmquant.runtime.observed import Answer, Counters, Drafting, Prompt
 from glmquant.survey import printable
-from glmquant.watch import OverdueError, Watch, watched_pools
-
-ANSWER_SECONDS: Final = 600.0
-"""How long a request may take."""
-
-MAX_ANSWER_NBYTES: Final = 128_000_000
-"""256 tokens with 64 log-probabilities each take some 2 MB."""
 
 _UNLIKE: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 """What reading an answer raises that is not as vLLM's are."""
@@ -62,91 +54,23 @@ class Scores(NamedTuple):
     own: NDArray[np.float64]
 
 
-class Reply(NamedTuple):
-    """An answer, whatever its status.
+class Client(Connection):
+    """A server of vLLM's, and what it says of itself, of texts and of drafts."""
 
-    Attributes:
-        status: HTTP's.
-        headers: Names in any case.
-        data: The body.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    data: bytes
-
-
-class OpenReply(NamedTuple):
-    """An answer whose body is still coming.
-
-    Attributes:
-        status: HTTP's.
-        headers: Names in any case.
-        chunks: The body, as it comes.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    chunks: Iterator[bytes]
-
-
-class Client:
-    """A connection to one server.
-
-    Args:
-        url: Its address, with or without ``/v1``.
-        fail: Raises what is to be raised when it does not answer as it should; called with what is
-            wrong and, as ``found``, what it answered.
-        answer_seconds: How long a request may take.
-        api_key: Sent with each request.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        fail: Callable[..., NoReturn],
-        *,
-        answer_seconds: float = ANSWER_SECONDS,
-        api_key: str | None = None,
-    ) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self._fail = fail
-        key = sendable(api_key)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._pool = urllib3.PoolManager(headers=headers, retries=False)
-        self._seconds = answer_seconds
-        self._watch = Watch(answer_seconds)
-        self._pool.pool_classes_by_scheme = watched_pools(self._watch)
-        self._model: ServedModel | None = None
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self._watch.close()
-        self._pool.clear()
-
-    def is_ready(self) -> bool:
-        """Whether it answers that it is well."""
-        try:
-            answer = self._pool.request("GET", f"{self.url}/health", timeout=5.0)
-        except urllib3.exceptions.HTTPError:
-            return False
-        return answer.status == 200
-
-    @property
+    @cached_property
     def model(self) -> ServedModel:
         """The one model it serves, the first where there are several."""
-        if self._model is None:
-            answer = self._ask("GET", "/v1/models")
-            try:
-                (self._model, *_) = served_models(answer)
-            except _UNLIKE:
-                self.strange("/v1/models", answer)
-        return self._model
+        answer = self.ask("GET", "/v1/models")
+        try:
+            (model, *_) = served_models(answer)
+        except _UNLIKE:
+            self.strange("/v1/models", answer)
+        return model
 
     def version(self) -> str | None:
         """Of vLLM, as the server says; None where it says nothing that can be understood."""
         with suppress(GlmquantError):
-            found = self._ask("GET", "/version")
+            found = self.ask("GET", "/version")
             if isinstance(found, dict) and isinstance(found.get("version"), str):
                 return printable(found["version"], 80)
         return None
@@ -165,7 +89,7 @@ class Client:
         return self._encoded(request)
 
     def _encoded(self, request: dict[str, Any]) -> tuple[int, ...]:
-        answer = self._ask("POST", "/tokenize", {"model": self.model.name} | request)
+        answer = self.ask("POST", "/tokenize", {"model": self.model.name} | request)
         try:
             return _token_ids(answer["tokens"])
         except _UNLIKE:
@@ -213,7 +137,7 @@ class Client:
 
     def counters(self) -> Counters:
         """The counters of speculative decoding so far, and since when there is who counts."""
-        text = self._request("GET", "/metrics").decode("utf-8", "replace")
+        text = self.request("GET", "/metrics").decode("utf-8", "replace")
         counted: dict[str, float] = {}
         places: dict[int, float] = {}
         started: list[float] = []
@@ -250,7 +174,7 @@ class Client:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        answer = self._ask("POST", "/v1/completions", request | settings)
+        answer = self.ask("POST", "/v1/completions", request | settings)
         try:
             first = answer["choices"][0]
         except (KeyError, TypeError, IndexError):
@@ -258,99 +182,6 @@ class Client:
         if not isinstance(first, dict):
             self.strange("/v1/completions", answer)
         return first
-
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        data = self._request(method, path, body)
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            self.strange(path, data.decode("utf-8", "replace"))
-
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        reply = self.exchange(method, path, body)
-        if reply.status != 200:
-            text = printable(reply.data[:500].decode("utf-8", "replace"), 500)
-            self._fail(
-                "the engine refused a request",
-                found=f"{method} {path}: HTTP {reply.status} {text}",
-            )
-        return reply.data
-
-    def exchange(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
-        """Ask, and take the whole answer, whatever its status.
-
-        Args:
-            method: HTTP's.
-            path: From the address on.
-            body: Sent as JSON.
-        """
-        with self.opened(method, path, body) as reply:
-            return Reply(reply.status, reply.headers, b"".join(reply.chunks))
-
-    @contextmanager
-    def opened(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> Iterator[OpenReply]:
-        """Ask, and take the answer as it comes; all of it within the time of one request.
-
-        Args:
-            method: HTTP's.
-            path: From the address on.
-            body: Sent as JSON.
-        """
-        deadline = time.monotonic() + self._seconds
-        try:
-            answer = self._pool.request(
-                method,
-                self.url + path,
-                body=None if body is None else json.dumps(body).encode(),
-                headers=dict(self._pool.headers) | {"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(connect=min(10.0, self._seconds), read=self._seconds),
-                redirect=False,
-                preload_content=False,
-                decode_content=False,  # nothing was asked to be packed
-            )
-            try:
-                with self._watch.over(answer.shutdown, max(0.0, deadline - time.monotonic())):
-                    chunks = self._chunks(answer, method, path, deadline)
-                    yield OpenReply(answer.status, answer.headers, chunks)
-            finally:
-                answer.close()
-        except (OverdueError, urllib3.exceptions.ReadTimeoutError):
-            self._late(method, path)
-        except urllib3.exceptions.HTTPError as error:
-            self._fail("the engine cannot be reached", found=f"{method} {self.url}{path}: {error}")
-
-    def _chunks(
-        self, answer: urllib3.BaseHTTPResponse, method: str, path: str, deadline: float
-    ) -> Iterator[bytes]:
-        nbytes = 0
-        while chunk := answer.read1(1 << 20):  # what has come, not so much as that
-            nbytes += len(chunk)
-            if nbytes > MAX_ANSWER_NBYTES:
-                self.strange(path, f"more than {MAX_ANSWER_NBYTES:,} bytes")
-            if time.monotonic() > deadline:
-                self._late(method, path)
-            yield chunk
-
-    def _late(self, method: str, path: str) -> NoReturn:
-        self._fail(
-            f"the engine did not answer within {self._seconds:.0f} s",
-            found=f"no answer to {method} {path}",
-        )
-
-    def strange(self, path: str, answer: Any) -> NoReturn:
-        """Raise that an answer is not as vLLM's are.
-
-        Args:
-            path: What was asked.
-            answer: What came.
-        """
-        text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
-        self._fail(
-            "the engine's answer is not one that vLLM gives",
-            found=f"{path}: {printable(text, 300)}",
-        )
 
 
 def remote_failure(url: str) -> Callable[..., NoReturn]:
@@ -370,15 +201,6 @@ def remote_failure(url: str) -> Callable[..., NoReturn]:
         )
 
     return fail
-
-
-def sendable(api_key: str | None) -> str:
-    """A key without what a header cannot hold, which belongs to no server's key.
-
-    Args:
-        api_key: As the user has it.
-    """
-    return "".join(letter for letter in api_key or "" if "!" <= letter <= "~")
 
 
 def served_models(answer: Any) -> tuple[ServedModel, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from glmquant.observer import Observer
-from glmquant.runtime.client import ANSWER_SECONDS
+from glmquant.runtime.connection import ANSWER_SECONDS
 from glmquant.runtime.environment.layout import Engine
 from glmquant.runtime.launch import KEY_VARIABLE, ServeRequest, serve_command
 from glmquant.runtime.server import Server, free_port, running

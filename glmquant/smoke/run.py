@@ -9,7 +9,8 @@ from typing import Final, NoReturn
 from glmquant.errors import EngineError, UsageError
 from glmquant.observer import Observer
 from glmquant.runtime.chat import list_models
-from glmquant.runtime.client import Client, ServedModel, sendable
+from glmquant.runtime.client import Client, ServedModel
+from glmquant.runtime.connection import sendable
 from glmquant.smoke import requests
 from glmquant.smoke.ask import Asker, finding_of
 from glmquant.smoke.causes import Service, no_drafting
