@@ -1,6 +1,6 @@
 """The genuine loaders of vLLM and vllm-ascend, and the table of rules held against them.
 
-``GLMQUANT_TEST_MATRIX`` names the versions, ``GLMQUANT_TEST_MATRIX_ALL`` asks for every defect.
+``GLMQUANT_TEST_MATRIX`` names the versions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from glmquant.verify.engines.rules import Fate
 from glmquant.verify.loads.explain import differs, explained, lost
 from glmquant.verify.subject import Subject, open_subject
 from tests.builders import (
-    LAYOUTS,
     build_checkpoint,
     layout_config,
     tensor_list,
@@ -44,44 +43,8 @@ from tests.defects import BASES, DEFECTS, MTP, RIGHT, quantize
 
 HOME: Final = os.environ.get("GLMQUANT_TEST_ENGINE_HOME")
 VERSIONS: Final = os.environ.get("GLMQUANT_TEST_MATRIX", "0.23,0.30")
-IS_ALL: Final = "GLMQUANT_TEST_MATRIX_ALL" in os.environ
 PAIRS: Final = choose_pairs(VERSIONS)
 ROOT: Final = Path(__file__).resolve().parent.parent
-
-USUAL_DEFECTS: Final = (
-    "MTP at index N + 1",
-    "MTP keys absent from the description",
-    "MTP tensors absent but described",
-    "a 1-D scale",
-    "a bias at an expert",
-    "a key twice in the description",
-    "a norm missing everywhere",
-    "a norm.bias key in the description",
-    "a partial quantization_config",
-    "a quantization_config of quant_method alone",
-    "a quantization_config that says another type",
-    "a quantization_config without quant_method",
-    "a quantized head",
-    "a router bias absent",
-    "a shard as a dead link",
-    "a shard that is not there",
-    "a static shared expert",
-    "a stray consolidated.safetensors",
-    "an index that is no JSON",
-    "an input_scale missing",
-    "an unknown tensor",
-    "description says W8A8_DYNAMIC for MTP, tensors float",
-    "expert 3 float among int8 ones",
-    "no description",
-    "no num_nextn_predict_layers",
-    "one MTP expert absent",
-    "q in int8 and k float",
-    "static experts",
-    "the description lacks an o_proj",
-    "the description lacks the MTP layer's shared_head.head",
-    "the head missing everywhere",
-)
-"""One for each thing that the table says, or once said wrongly."""
 
 SEEN_BY_LOADING: Final = frozenset("DLMCFW")
 """The letters of codes whose defects a loader can meet; side files and modes it does not read."""
@@ -104,8 +67,6 @@ def _home() -> Iterator[None]:
 
 def defects() -> list[str]:
     """Names of those that are loaded."""
-    if not IS_ALL:
-        return [name for name in USUAL_DEFECTS if name in DEFECTS]
     return [
         name
         for name, defect in DEFECTS.items()
@@ -133,22 +94,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copytree(bases[defect.base], made[name])
         defect.apply(made[name])
     for number, (name, build) in enumerate(RIGHT.items()):
-        if IS_ALL or name in RIGHT_USUAL:
-            (room / f"right-{number}").mkdir()
-            made[name] = build(room / f"right-{number}")[0]
+        (room / f"right-{number}").mkdir()
+        made[name] = build(room / f"right-{number}")[0]
     return made
-
-
-RIGHT_USUAL: Final = (
-    *(f"{recipe} of {layout}{mtp}"
-      for recipe in ("w8a8", "w8a8-full") for layout in LAYOUTS for mtp in (" with MTP", "")),
-    "the description in config.json",
-    "a head tied to the embedding",
-    "v1",
-    "v0 static",
-    "HF names of 4.7",
-)  # fmt: skip
-"""The release layouts, both recipes, with and without MTP; an embedded description; others'."""
 
 
 def subject_of(folder: Path) -> Subject:
@@ -167,7 +115,14 @@ def cases_of(folders: dict[str, Path]) -> list[Case]:
     return cases
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=[pair.version for pair in PAIRS])
+@pytest.fixture(
+    scope="module",
+    params=[
+        # Two workers take a version each, and make its loads once.
+        pytest.param(pair, id=pair.version, marks=pytest.mark.xdist_group(pair.version))
+        for pair in PAIRS
+    ],
+)
 def pair(request: pytest.FixtureRequest) -> Pair:
     assert isinstance(request.param, Pair)
     return request.param
@@ -204,7 +159,7 @@ def test_the_table_says_what_the_loaders_do(
 def test_right_folders_load_with_every_parameter_filled(pair: Pair, loads: list[Load]) -> None:
     (engine,) = (each for each in ENGINES if each.version == pair.version)
     right = {load.case.name: load for load in loads if load.case.name.partition("|")[0] in RIGHT}
-    assert len(right) >= 2 * len(RIGHT_USUAL)
+    assert len(right) == 2 * len(RIGHT)
     for name, load in right.items():
         if name.startswith("a head tied"):
             continue  # vLLM ties none: the table says so
