@@ -88,6 +88,11 @@ class Defect:
         """Every code that will do."""
         return self.or_codes | {self.code}
 
+    @property
+    def is_met_by_loading(self) -> bool:
+        """Whether a loader can meet it: side files and modes it does not read."""
+        return self.level == "files" and self.code[0] in "DLMCFW"
+
 
 BASES: Final[dict[str, Callable[[Recorded, Path], object]]] = {
     "v0": lambda source, folder: make(source, folder, layout="v0"),
@@ -1616,6 +1621,15 @@ def quantize(source: Path, target: Path, *words: str) -> None:
     """Run ``glmquant w8a8``."""
     ran = CliRunner().invoke(main, ["w8a8", str(source), str(target), *words])
     assert ran.exit_code == 0, ran.output
+
+
+def make_base(base: str, source: Recorded, folder: Path) -> None:
+    """Make the folder that a defect is done to: by another tool, or by the command line."""
+    if base in BASES:
+        BASES[base](source, folder)
+    else:
+        embed = ["--embed-quant-config"] * (base == "embedded")
+        quantize(source.folder, folder, "--add-mtp", *embed)
 
 
 def ours(

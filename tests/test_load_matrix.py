@@ -39,15 +39,12 @@ from tests.builders import (
     write_side_files,
 )
 from tests.conftest import Ran
-from tests.defects import BASES, DEFECTS, MTP, RIGHT, quantize
+from tests.defects import DEFECTS, MTP, RIGHT, make_base, quantize
 
 HOME: Final = os.environ.get("GLMQUANT_TEST_ENGINE_HOME")
 VERSIONS: Final = os.environ.get("GLMQUANT_TEST_MATRIX", "0.23,0.30")
 PAIRS: Final = choose_pairs(VERSIONS)
 ROOT: Final = Path(__file__).resolve().parent.parent
-
-SEEN_BY_LOADING: Final = frozenset("DLMCFW")
-"""The letters of codes whose defects a loader can meet; side files and modes it does not read."""
 
 HANGS: Final = "a pipe in a shard's place"
 """It waits for somebody to write into it."""
@@ -67,11 +64,7 @@ def _home() -> Iterator[None]:
 
 def defects() -> list[str]:
     """Names of those that are loaded."""
-    return [
-        name
-        for name, defect in DEFECTS.items()
-        if defect.level == "files" and defect.code[0] in SEEN_BY_LOADING and name != HANGS
-    ]
+    return [name for name, each in DEFECTS.items() if each.is_met_by_loading and name != HANGS]
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +78,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         defect = DEFECTS[name]
         if defect.base not in bases:
             bases[defect.base] = room / f"base-{defect.base}"
-            if defect.base in BASES:
-                BASES[defect.base](source, bases[defect.base])
-            else:
-                embed = ["--embed-quant-config"] * (defect.base == "embedded")
-                quantize(source.folder, bases[defect.base], "--add-mtp", *embed)
+            make_base(defect.base, source, bases[defect.base])
         made[name] = room / f"defect-{number}"
         shutil.copytree(bases[defect.base], made[name])
         defect.apply(made[name])

@@ -26,7 +26,7 @@ from tests.defects import (
     Defect,
     Level,
     Parts,
-    quantize,
+    make_base,
     read_demo_model,
     read_shard,
 )
@@ -46,11 +46,7 @@ class Bench:
     def folder(self, base: str) -> Path:
         folder = self.room / base
         if not folder.exists():
-            if base in BASES:
-                BASES[base](self.source, folder)
-            else:
-                embed = ["--embed-quant-config"] * (base == "embedded")
-                quantize(self.source.folder, folder, "--add-mtp", *embed)
+            make_base(base, self.source, folder)
         return folder
 
     def copy(self, base: str, to: Path) -> Path:

@@ -12,6 +12,7 @@ from glmquant.runtime.matrix.environment import (
     remove_pairs,
 )
 from glmquant.runtime.matrix.loads import WAYS, Case, Load, Model, Unfilled, Way, run_cases
+from glmquant.runtime.matrix.machine import remedy_of
 from glmquant.runtime.matrix.pairs import PAIRS, Pair, choose_pairs
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "install_pair",
     "pair_standing",
     "plan_pair",
+    "remedy_of",
     "remove_pairs",
     "run_cases",
 ]

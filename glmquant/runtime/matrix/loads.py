@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from glmquant.runtime import guard
 from glmquant.runtime.environment.child import clean_environment
 from glmquant.runtime.environment.layout import Built
 from glmquant.runtime.matrix.environment import INSIDE
+from glmquant.runtime.matrix.machine import RANKS_DID_NOT_MEET, is_of_machine
 from glmquant.runtime.matrix.pairs import Pair
 from glmquant.runtime.server import short_temporary_folder
 from glmquant.runtime.serverlog import read_cause, read_tail
@@ -29,13 +29,6 @@ IMPORT_SECONDS: Final = 300.0
 """How long a pair may take before its first load begins: 10 s on an idle machine."""
 
 _POLL_SECONDS: Final = 0.1
-
-_OF_MACHINE: Final = re.compile(
-    r"^(MemoryError|OutOfMemoryError)|can(?:'t|not) allocate memory|No space left on device"
-    r"|Too many open files|can't start new thread|Resource temporarily unavailable",
-    re.IGNORECASE,
-)
-"""Errors that tell of this machine, and nothing of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +193,7 @@ def run_cases(
         pair: Which one.
         built: Its environment.
         cases: What is asked for, each under another name.
-        copy: Fills an empty folder with what is loaded in place of the checkpoint.
+        copy: Fills an empty folder with what is loaded in place of the checkpoint: of one, then.
 
     Raises:
         EngineError: The program ended, or gave no answer in time.
@@ -225,14 +218,15 @@ def run_cases(
                 start_new_session=True,  # Ctrl-C is for us; its end is by the pipe
             )
             # Only now is there somebody who removes the folder, whatever becomes of us.
+            place = None
             if copy is not None:
-                (scratch / "copy").mkdir()
-                copy(scratch / "copy")
-                cases = [replace(case, folder=scratch / "copy") for case in cases]
-            _ask(asked, cases)
+                place = scratch / "copy" / (cases[0].folder.name or "copy")
+                place.mkdir(parents=True)
+                copy(place)
+            _ask(asked, [replace(case, folder=place or case.folder) for case in cases])
             by_name = {case.name: case for case in cases}
             for answer in _answers(pair, process, answered, said, cases):
-                yield _load(by_name[answer["case"]], answer)
+                yield _load(by_name[answer["case"]], answer, place)
     finally:
         if process is not None:
             guard.dismiss(process)
@@ -286,14 +280,21 @@ def _fail(pair: Pair, said: BinaryIO, found: str) -> NoReturn:
     raise error
 
 
-def _load(case: Case, answer: dict[str, Any]) -> Load:
+def _load(case: Case, answer: dict[str, Any], place: Path | None) -> Load:
+    """The answer to a case; what the engine says of a copy in a place is said of the checkpoint."""
     models = [
         Model.of(answer[which]) if answer.get(which) else None for which in ("target", "draft")
     ]
     stopped = answer.get("stopped")
-    for model in models:
-        if model is not None and model.error is not None:
-            text = f"{model.error}: {model.message}"
-            stopped = stopped or (text if _OF_MACHINE.search(text) else None)
+    if unmet := answer.get("unmet"):
+        stopped = f"{RANKS_DID_NOT_MEET}: {unmet}"
+    for number, model in enumerate(models):
+        if model is None or model.error is None:
+            continue
+        text = f"{model.error}: {model.message}"
+        stopped = stopped or (text if is_of_machine(text) else None)
+        if place is not None:
+            message = model.message.replace(str(place), str(case.folder))
+            models[number] = replace(model, message=message)
     target, draft = (None, None) if stopped else models
     return Load(case, target, draft, stopped, answer["seconds"], answer.get("peak_nbytes", 0))

@@ -8,6 +8,7 @@ weight file that the folder lists and the index names, a dead link too (vLLM
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -58,6 +59,8 @@ def read_as_engine(subject: Subject) -> Reading:
         if isinstance(weights, dict) and all(isinstance(each, str) for each in weights.values()):
             found = replace(found, weight_maps=found.weight_maps | {INDEX_FILE: weights})
         subject = subject_of(subject.source, found)
+    if names := _taken_by_pattern(subject):
+        return Reading(subject, names, ())
     weight_map = subject.found.weight_maps.get(INDEX_FILE)
     odd = [
         each.where
@@ -75,6 +78,22 @@ def read_as_engine(subject: Subject) -> Reading:
         return Reading(subject, f"{printable(opened[0])} is no file that can be read", ())
     there = {file for file in subject.found.files if file.endswith(_WEIGHTS)}
     return Reading(subject, None, tuple(sorted((named or set()) - there, key=natural_key)))
+
+
+def _taken_by_pattern(subject: Subject) -> str | None:
+    """That a path with brackets or asterisks finds other files than those in it.
+
+    vLLM gives it to ``glob`` (``model_loader/default_loader.py``).
+    """
+    path = subject.path.absolute()
+    if not glob.has_magic(str(path)):
+        return None
+    found = set(glob.glob(f"{path}/*{_WEIGHTS}"))  # noqa: PTH207 - as vLLM does
+    with reading(path):
+        names = [each.name for each in path.iterdir() if not each.name.startswith(".")]
+    if found == {str(path / name) for name in names if name.endswith(_WEIGHTS)}:
+        return None
+    return f"vLLM takes {printable(str(path), 200)} for a pattern, for its * ? or ["
 
 
 def _lax(subject: Subject, name: str) -> dict[str, Any] | None:

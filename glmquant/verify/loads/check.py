@@ -6,6 +6,7 @@ import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +22,13 @@ from glmquant.runtime.matrix import (
     Way,
     choose_pairs,
     find_pair,
+    remedy_of,
     run_cases,
 )
 from glmquant.survey import printable
 from glmquant.verify.engines.predict import ENGINES, Outcome, Run, Verdict
-from glmquant.verify.engines.rules import Engine
+from glmquant.verify.engines.reading import read_as_engine
+from glmquant.verify.engines.rules import Engine, Fate
 from glmquant.verify.findings import Finding, Level, Severity
 from glmquant.verify.loads.explain import INDIVISIBLE, differs, explained, lost, said
 from glmquant.verify.loads.matrix import Answer, LoadMatrix, Row
@@ -40,6 +43,14 @@ _PROCESS_NBYTES: Final = 1_000_000_000
 
 _COPIES: Final = 2.2
 """Most bytes of memory for a byte of the files: weights are processed after they are loaded."""
+
+
+_TITLES: Final = {
+    "target": "the model does not load",
+    "draft": "the draft model does not load",
+    None: "parameters stay as the memory was",
+}
+"""What fails → its title where nobody knows the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +112,14 @@ def check_loads(
     nbytes = sum(subject.found.files.get(name, 0) for name in subject.found.shards)
     needed = int(nbytes * _COPIES)
     is_small = _PROCESS_NBYTES * 2 + needed <= available_nbytes() * 8 // 10
-    if not is_small and not can_be_reduced(subject):
+    taken = read_as_engine(subject).subject
+    if not is_small and not can_be_reduced(taken):
         raise UsageError(
             "the checkpoint does not fit into memory, and no copy can be made of it",
             where=str(subject.path),
             expected="headers and config.json that can be read",
             found=f"{nbytes / 1e9:.1f} GB of weights",
-            hint=shlex.join(["glmquant", "verify", str(subject.path)]),
+            hint=_without_loads(subject),
         )
     has_draft, undrafted = _draft(subject)
     limit_nbytes = 3 * _PROCESS_NBYTES + (needed if is_small else 0)
@@ -128,16 +140,21 @@ def check_loads(
         if find_pair(pair) is None:
             absent.append(pair)
         else:
-            rows.append(_row(subject, pair, cases, verdicts, observer, is_small))
+            copied = None if is_small else taken
+            rows.append(_row(subject, pair, cases, verdicts, observer, copied))
     return LoadMatrix(
         ways=tuple(case.way for case in cases),
         rows=tuple(rows),
         absent=tuple(absent),
-        copy=None if is_small else reduction_text(subject),
+        copy=None if is_small else reduction_text(taken),
         undrafted=undrafted,
         findings=tuple(_findings(subject, rows, wish.is_named)),
-        failure=_unanswered(rows),
+        failure=_unanswered(subject, rows, verdicts),
     )
+
+
+def _without_loads(subject: Subject) -> str:
+    return shlex.join(["glmquant", "verify", str(subject.path)])
 
 
 def _draft(subject: Subject) -> tuple[bool, str | None]:
@@ -153,18 +170,28 @@ def _draft(subject: Subject) -> tuple[bool, str | None]:
     return False, "no draft was loaded: config.json announces no MTP layer, though tensors are here"
 
 
-def _unanswered(rows: Sequence[Row]) -> EngineError | None:
+def _unanswered(
+    subject: Subject, rows: Sequence[Row], verdicts: Sequence[Verdict]
+) -> EngineError | None:
     """That some load has no answer: nothing is known of it then, right or wrong."""
     mute = [row for row in rows if row.reason]
     if not mute:
         return None
     cause = next((row.failure for row in mute if row.failure), None)
+    reason = mute[0].reason or ""
+    foretold = {each.version for each in verdicts if each.with_flag.target.fate is Fate.FAILS}
+    if cause is not None:
+        hint = cause.hint
+    elif reason.startswith("it took more") and foretold >= {row.pair.version for row in mute}:
+        hint = f"mend first what the table says: {_without_loads(subject)}"
+    else:
+        hint = remedy_of(reason)
     error = EngineError(
         "loads without an answer" if any(row.answers for row in rows) else "no loader ran",
         where=f"vllm-ascend {', '.join(row.pair.version for row in mute)}",
         expected="a Python that starts, time, and 1 GB of memory and the weights for each rank",
-        found=printable(mute[0].reason or "", 600),
-        hint=cause.hint if cause else "free memory and room for temporary files, and run it again",
+        found=printable(reason, 600),
+        hint=hint,
     )
     error.log = cause.log if cause else ()
     return error
@@ -176,13 +203,13 @@ def _row(
     cases: Sequence[Case],
     verdicts: Sequence[Verdict],
     observer: Observer,
-    is_small: bool,
+    copied: Subject | None,
 ) -> Row:
     built = find_pair(pair)
     assert built is not None  # noqa: S101 - asked just now
     (engine,) = (each for each in ENGINES if each.version == pair.version)
     (verdict,) = (each for each in verdicts if each.version == pair.version)
-    copy = None if is_small else lambda folder: reduce_checkpoint(subject, folder)
+    copy = partial(reduce_checkpoint, copied) if copied else None
     answers: list[Answer] = []
     try:
         _require_files(subject.path)
@@ -239,7 +266,7 @@ def _findings(subject: Subject, rows: Sequence[Row], is_named: bool) -> Iterator
         for answer in row.answers:
             if answer.is_wrong and answer.way.has_flag:
                 names = tuple(dict.fromkeys(each.name for each in answer.lost))
-                kind = (answer.meaning or answer.verdict, names)
+                kind = (answer.meaning or _TITLES[answer.failed], names)
                 known.setdefault(kind, {}).setdefault(row.pair.version, []).append(answer)
     usable = [row.pair.version for row in rows if _loads(row)]
     for (what, names), answers in known.items():

@@ -16,7 +16,10 @@ from typing import Any, Final
 
 from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, expected_tensors
 from glmquant.header import build_header
-from glmquant.storage import writing
+from glmquant.index import INDEX_SUFFIX, is_shard_name
+from glmquant.jsontext import MAX_JSON_NBYTES
+from glmquant.storage import reading, writing
+from glmquant.survey import is_read_whole
 from glmquant.tensors import TensorRef, tensor_nbytes
 from glmquant.verify.files.linears import part_shapes
 from glmquant.verify.subject import LINEAR_SUFFIXES, Part, Subject
@@ -85,13 +88,10 @@ def reduce_checkpoint(subject: Subject, folder: Path) -> None:
     for file, refs in subject.found.shards.items():
         kept = [ref for ref in refs if _is_kept(ref.name, experts)]
         _write_shard(folder / file, [(ref.name, ref.dtype, shapes.of(ref)) for ref in kept])
-    for name, content in subject.found.objects.items():
-        if name == CONFIG_FILE or name in subject.found.weight_maps:
-            continue
-        _write_json(folder / name, _thinned(content, experts))
-    for name, weights in subject.found.weight_maps.items():
-        listed = {each: file for each, file in weights.items() if _is_kept(each, experts)}
-        _write_json(folder / name, {"metadata": {}, "weight_map": listed})
+    for name in subject.found.files.keys() - {CONFIG_FILE}:
+        if is_read_whole(name):
+            _copy_json(subject, name, folder / name, experts)
+    _imitate_odd_weights(subject, folder)
     told = dict(subject.found.config)
     told |= {key: value for key, value in changes.items() if key in told}
     chosen = told.get("num_experts_per_tok")
@@ -157,6 +157,45 @@ class _Shapes:
 def _is_kept(name: str, experts: int) -> bool:
     found = _EXPERT.search(name)
     return found is None or int(found[1]) < experts
+
+
+def _copy_json(subject: Subject, name: str, path: Path, experts: int) -> None:
+    """A JSON file without the experts that are not there: as the engine reads it, not as we do.
+
+    What no reader of JSON takes is copied as it is.
+    """
+    data = _beginning(subject, name)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict):
+        weights = content.get("weight_map")
+        if name.endswith(INDEX_SUFFIX) and isinstance(weights, dict):
+            content["weight_map"] = _thinned(weights, experts)
+        _write_json(path, _thinned(content, experts))
+        return
+    with writing(path):
+        path.write_bytes(data)
+
+
+def _beginning(subject: Subject, name: str) -> bytes:
+    """A file, or as much of it as would be read."""
+    path = subject.path / name
+    with reading(path), path.open("rb") as file:
+        return file.read(MAX_JSON_NBYTES)
+
+
+def _imitate_odd_weights(subject: Subject, folder: Path) -> None:
+    """What has the name of weights and is no file is the same in the copy, without its contents."""
+    with reading(subject.path):
+        odd = [path for path in subject.path.iterdir() if is_shard_name(path.name)]
+    for path in odd:
+        with writing(folder / path.name):
+            if path.is_dir():
+                (folder / path.name).mkdir()
+            elif path.is_symlink() and not path.exists():
+                (folder / path.name).symlink_to(folder / "nothing")
 
 
 def _thinned(content: Mapping[str, Any], experts: int) -> dict[str, Any]:

@@ -54,7 +54,10 @@ def _leave_out_dispatch(module):
 
 
 def load(case, rank, meeting):
-    """What becomes of target and draft: ``{"target": {...}, "draft": {...} or None}``.
+    """What becomes of target and draft: ``{"target": {...}, "draft": ..., "unmet": ...}``.
+
+    ``draft`` is None where none is asked for. ``unmet`` is why the ranks do not meet, which says
+    nothing of the checkpoint; else None.
 
     Args:
         case: Folder, quantization, and how many ranks; of the speculative configuration whether
@@ -62,7 +65,7 @@ def load(case, rank, meeting):
         rank: Which of the ranks this is.
         meeting: A file that does not exist yet, over which the ranks find each other.
     """
-    found = {"target": None, "draft": None}
+    found = {"target": None, "draft": None, "unmet": None}
     with Seeing(found, "target"):
         config = _configuration(case)
     if found["target"]:
@@ -71,7 +74,12 @@ def load(case, rank, meeting):
 
     with set_current_vllm_config(config):
         with Seeing(found, "target"):
-            _groups(config, case["ranks"], rank, meeting)
+            try:
+                _groups(config, case["ranks"], rank, meeting)
+            except (OSError, RuntimeError) as error:  # torch's of groups are RuntimeErrors
+                found["unmet"] = f"{type(error).__name__}: {str(error)[:4000]}"
+        if found["unmet"]:
+            return found
         if not found["target"]:
             _model(found, "target", config, None)
         if case["draft"] and found["target"]["fate"] == "loads":
