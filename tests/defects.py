@@ -90,8 +90,8 @@ class Defect:
 
     @property
     def is_met_by_loading(self) -> bool:
-        """Whether a loader can meet it: side files and modes it does not read."""
-        return self.level == "files" and self.code[0] in "DLMCFW"
+        """Whether a loader can meet it: values, side files and modes are nothing to it."""
+        return self.level != "values" and self.code[0] in "DLMCFW"
 
 
 BASES: Final[dict[str, Callable[[Recorded, Path], object]]] = {

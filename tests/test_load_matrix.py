@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,12 +40,39 @@ from tests.builders import (
     write_side_files,
 )
 from tests.conftest import Ran
-from tests.defects import DEFECTS, MTP, RIGHT, make_base, quantize
+from tests.defects import DEFECTS, DESCRIPTION, INDEX, MTP, RIGHT, make_base, quantize
 
 HOME: Final = os.environ.get("GLMQUANT_TEST_ENGINE_HOME")
 VERSIONS: Final = os.environ.get("GLMQUANT_TEST_MATRIX", "0.23,0.30")
 PAIRS: Final = choose_pairs(VERSIONS)
 ROOT: Final = Path(__file__).resolve().parent.parent
+
+LEFT_OUT: Final = object()
+
+SETTINGS: Final[tuple[dict[str, Any], ...]] = (
+    {"hidden_act": "xsilu"},
+    {"hidden_act": None},
+    {"speculators_config": {"algorithm": "eagle3"}},
+    {"compression_config": {"quant_method": "compressed-tensors"}},
+    {"quantization_config": None},
+    {"model_type": LEFT_OUT},
+    {"model_type": "llama"},
+    {"architectures": ["Glm4MoeForCausalLM", "Other"]},
+    {"torch_dtype": "nonsense"},
+    {"max_position_embeddings": None},
+    {"max_position_embeddings": 0},
+    {"rope_theta": None},
+    {"rope_theta": "x"},
+    {"rope_scaling": {"rope_type": "nonsense", "factor": 4.0}},
+    {"rope_scaling": {"rope_type": "linear"}},
+    {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+    {"partial_rotary_factor": 2.0},
+    {"partial_rotary_factor": 0},
+    {"rms_norm_eps": 0},
+    {"routed_scaling_factor": "x"},
+    {"norm_topk_prob": None},
+)
+"""Changes of config.json that are not about tensors: some versions load them, some do not."""
 
 HANGS: Final = "a pipe in a shard's place"
 """It waits for somebody to write into it."""
@@ -82,6 +110,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[name] = room / f"defect-{number}"
         shutil.copytree(bases[defect.base], made[name])
         defect.apply(made[name])
+    quantize(source.folder, room / "settings", "--add-mtp")
+    for number, changes in enumerate(SETTINGS):
+        made[f"config.json with {changes}"] = folder = room / f"settings-{number}"
+        shutil.copytree(room / "settings", folder)
+        config = json.loads((folder / "config.json").read_bytes()) | changes
+        left = {key: value for key, value in config.items() if value is not LEFT_OUT}
+        (folder / "config.json").write_text(json.dumps(left))
+    for name, encoding in product(("config.json", DESCRIPTION, INDEX), ("utf-8-sig", "utf-16")):
+        made[f"{name} in {encoding}"] = folder = room / f"{name}-{encoding}"
+        shutil.copytree(room / "settings", folder)
+        (folder / name).write_text((folder / name).read_text(), encoding=encoding)
+    made["a path with brackets"] = room / "a [b]"
+    shutil.copytree(room / "settings", room / "a [b]")
     for number, (name, build) in enumerate(RIGHT.items()):
         (room / f"right-{number}").mkdir()
         made[name] = build(room / f"right-{number}")[0]

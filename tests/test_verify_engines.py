@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,6 +240,44 @@ def test_what_was_measured_is_predicted(
     found = texts(folder)
     assert {version: found[version][: len(text)] for version, text in expected.items()} == expected
     assert all(text == expected[v] for v, text in found.items() if expected[v] == LOADS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({"hidden_act": "gelu"}, VERSIONS),
+        ({"speculators_config": {}}, VERSIONS),
+        ({"compression_config": {"quant_method": "fp8"}}, VERSIONS),
+        ({"model_type": None}, VERSIONS),
+        ({"model_type": "llama"}, VERSIONS[:-1]),
+        ({"torch_dtype": "nonsense"}, VERSIONS),
+        ({"max_position_embeddings": 0}, VERSIONS),
+        ({"rope_theta": "x"}, VERSIONS),
+        ({"rope_theta": None}, VERSIONS[2:]),
+        ({"rope_scaling": {"rope_type": "linear"}}, VERSIONS),
+        ({"partial_rotary_factor": 0}, VERSIONS),
+        ({"rms_norm_eps": 0}, VERSIONS[2:]),
+        ({"norm_topk_prob": None}, VERSIONS[2:]),
+        ({"quantization_config": None}, VERSIONS[:2]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, ()),
+    ],
+)
+def test_settings_that_a_version_stumbles_over(
+    folder: Path, changes: dict[str, object], failing: Sequence[str]
+) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+    (key,) = changes
+    for version, text in texts(folder).items():
+        assert (text == LOADS) is (version not in failing), (version, text)
+        assert text == LOADS or key in text
+
+
+@pytest.mark.parametrize("name", ["config.json", DESCRIPTION, INDEX])
+def test_json_with_a_byte_order_mark_is_refused_by_every_version(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert texts(folder) == everywhere(f"fails: {name} begins with a byte order mark")
 
 
 def test_absent_mtp_tensors_are_seen_only_without_the_flag(folder: Path) -> None:

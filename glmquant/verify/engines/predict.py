@@ -33,6 +33,7 @@ from glmquant.verify.engines.rules import (
     some,
     tensors,
 )
+from glmquant.verify.engines.settings import refusal_of_settings
 from glmquant.verify.files.anatomy import Anatomy, dissect, linears_of
 from glmquant.verify.files.names import NORM_BIAS
 from glmquant.verify.subject import Subject
@@ -40,12 +41,13 @@ from glmquant.verify.subject import Subject
 ENGINES: Final = (
     Engine("0.13", detects=False, sorts=False, has_static_shared=True, tracks_all=True),
     Engine("0.18", asks_for_head=True, has_static_shared=True, tracks_all=True),
-    Engine("0.23", guesses_head=True),
+    Engine("0.23", guesses_head=True, checks_types=True),
     Engine(
         "0.26",
         asks_for_head=True,
         wants_every_file=True,
         assumes_mtp=True,
+        checks_types=True,
     ),
     Engine(
         "0.30",
@@ -54,6 +56,7 @@ ENGINES: Final = (
         takes_method_alone=True,
         wants_every_file=True,
         assumes_mtp=True,
+        checks_types=True,
         drops_expert_biases=True,
     ),
 )
@@ -183,7 +186,10 @@ class _Judge:
 
     def run(self, engine: Engine, has_flag: bool) -> Run:
         """What becomes of target and draft."""
-        if refusal := self._refusal() or self._absent(engine):
+        settings = self._subject.found.config
+        if refusal := (
+            self._refusal() or refusal_of_settings(settings, engine) or self._absent(engine)
+        ):
             return Run(Outcome(Fate.FAILS, (refusal,)), None)
         which = self._believed(engine, has_flag)
         if which not in ("file", "embedded", "none"):
@@ -205,7 +211,8 @@ class _Judge:
         subject = self._subject
         if not subject.found.config:
             return "no config.json that can be read"
-        if subject.found.config.get("architectures") != [ARCHITECTURE]:
+        names = subject.found.config.get("architectures")
+        if not isinstance(names, list) or names[:1] != [ARCHITECTURE]:
             return f"architectures is not [{ARCHITECTURE!r}]"
         if subject.config is None:
             key, message = subject.config_error or ("config.json", "")

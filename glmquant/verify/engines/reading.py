@@ -8,6 +8,7 @@ weight file that the folder lists and the index names, a dead link too (vLLM
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 from dataclasses import dataclass, replace
@@ -59,8 +60,8 @@ def read_as_engine(subject: Subject) -> Reading:
         if isinstance(weights, dict) and all(isinstance(each, str) for each in weights.values()):
             found = replace(found, weight_maps=found.weight_maps | {INDEX_FILE: weights})
         subject = subject_of(subject.source, found)
-    if names := _taken_by_pattern(subject):
-        return Reading(subject, names, ())
+    if refusal := _taken_by_pattern(subject) or _marked(subject):
+        return Reading(subject, refusal, ())
     weight_map = subject.found.weight_maps.get(INDEX_FILE)
     odd = [
         each.where
@@ -81,7 +82,7 @@ def read_as_engine(subject: Subject) -> Reading:
 
 
 def _taken_by_pattern(subject: Subject) -> str | None:
-    """That a path with brackets or asterisks finds other files than those in it.
+    """That a path with brackets does not find the files that are in it.
 
     vLLM gives it to ``glob`` (``model_loader/default_loader.py``).
     """
@@ -89,11 +90,20 @@ def _taken_by_pattern(subject: Subject) -> str | None:
     if not glob.has_magic(str(path)):
         return None
     found = set(glob.glob(f"{path}/*{_WEIGHTS}"))  # noqa: PTH207 - as vLLM does
-    with reading(path):
-        names = [each.name for each in path.iterdir() if not each.name.startswith(".")]
-    if found == {str(path / name) for name in names if name.endswith(_WEIGHTS)}:
+    if found >= {str(path / name) for name in subject.found.shards}:
         return None
-    return f"vLLM takes {printable(str(path), 200)} for a pattern, for its * ? or ["
+    return f"vLLM takes {printable(str(path), 200)} for a pattern, for its ["
+
+
+def _marked(subject: Subject) -> str | None:
+    """That JSON begins with a byte order mark, which we pass over and Python's reader does not."""
+    for name in (CONFIG_FILE, DESCRIPTION_FILE, INDEX_FILE):
+        if name in subject.found.objects or name in subject.found.weight_maps:
+            path = subject.path / name
+            with reading(path), path.open("rb") as file:
+                if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                    return f"{name} begins with a byte order mark"
+    return None
 
 
 def _lax(subject: Subject, name: str) -> dict[str, Any] | None:
@@ -106,7 +116,7 @@ def _lax(subject: Subject, name: str) -> dict[str, Any] | None:
         return None
     try:
         with reading(path):
-            content = json.loads(path.read_bytes())
+            content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

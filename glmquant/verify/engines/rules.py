@@ -51,6 +51,7 @@ class Engine(NamedTuple):
         wants_every_file: It refuses a folder without a weight file that the index names (0.26).
         assumes_mtp: Without a word of it in config.json there is an MTP layer to it: so says the
             transformers that it asks for (5.14.1).
+        checks_types: It asks for transformers 5, which checks the types of keys of config.json.
         drops_expert_biases: As those of other modules without one (0.30); before, an error.
         has_static_shared: Static shared experts run: from 0.23 on they are always dynamic.
         tracks_all: Where it looks for parameters that nothing filled, it looks at all; later ones
@@ -67,6 +68,7 @@ class Engine(NamedTuple):
     has_static_shared: bool = False
     wants_every_file: bool = False
     assumes_mtp: bool = False
+    checks_types: bool = False
     drops_expert_biases: bool = False
     tracks_all: bool = False
 

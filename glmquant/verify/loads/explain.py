@@ -43,7 +43,16 @@ _MEANINGS: Final = tuple(
             "the linears of one fused group are of several types",
         ),
         (
-            r"(doesn't support|only supports following|[Uu]nsupported|not supported)",
+            r"(BOM|codec can't decode)",
+            "a JSON file is no plain UTF-8 text",
+        ),
+        (
+            r"(StrictDataclass|max_model_len|Unsupported activation|RoPE|rope_parameters|rotary"
+            r"|model_type|Unrecognized model|speculators|has model type|text_config)",
+            "a value of config.json is none that the engine can build a model by",
+        ),
+        (
+            r"(doesn't support|only supports following|[Uu]nsupported (?!operand)|not supported)",
             "there is no scheme of that type for this kind of layer",
         ),
         (
