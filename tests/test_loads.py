@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -247,7 +248,7 @@ def test_an_engines_words_are_shown_on_a_line_that_a_terminal_may_have() -> None
     assert text.startswith("KeyError: one two ")
     assert said(Model("E", "=" * 80 + "\nlost\n" + "=" * 80, "p")) == "E: lost"
     assert "\x1b" not in text
-    assert len(text) <= 310
+    assert len(text) <= 610
 
 
 def test_the_rules_differ_where_one_loads_or_fills_what_the_other_does_not() -> None:
@@ -571,6 +572,39 @@ def test_a_path_that_vllm_takes_for_a_pattern_is_told_of(tmp_path: Path, name: s
     for verdict in predict(open_subject(FolderSource(tmp_path / name))):
         assert "for a pattern" in verdict.with_flag.target.text
         assert "for a pattern" in verdict.without_flag.target.text
+
+
+def test_what_no_version_loads_is_not_called_right_without_the_loaders(
+    tmp_path: Path, glmquant: Callable[..., Ran]
+) -> None:
+    folder = tmp_path / "a [b]" / "GLM [1]"
+    folder.parent.mkdir()
+    quantize(build_checkpoint(tmp_path / "source").folder, folder, "--add-mtp")
+    ran = glmquant("verify", folder, "--json")
+    assert ran.exit_code == 1
+    (finding,) = ran.events[-1]["findings"]
+    assert (finding["code"], finding["what"]) == ("E6", "no version of vllm-ascend loads it")
+    subprocess.run(finding["next"], shell=True, check=True)
+    assert glmquant("verify", tmp_path / "a _b_" / "GLM _1_").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "meaning"),
+    [
+        ("Validation error for field 'rope_theta': TypeError", "config.json: rope_theta is 'x'"),
+        ("Validation error for field 'n_group': TypeError", "a value of config.json"),
+    ],
+)
+def test_a_reason_of_the_rules_is_given_where_it_is_that_of_the_message(
+    message: str, meaning: str
+) -> None:
+    outcome = Outcome(Fate.FAILS, ("config.json: rope_theta is 'x'",))
+    assert explained(Model("StrictDataclassError", message), outcome).startswith(meaning)
+    shapes = Outcome(Fate.FAILS, ("a.gate.weight is [8, 256], not [16, 256]",))
+    text = "Attempted to load weight (torch.Size([8])) into parameter (torch.Size([16]))"
+    assert explained(Model("AssertionError", text), shapes).startswith("a tensor has another shape")
+    text = text.replace("[8]", "[8, 256]")
+    assert explained(Model("AssertionError", text), shapes) == shapes.why[0]
 
 
 @pytest.mark.parametrize("name", ["GLM ?", "GLM*"])

@@ -257,6 +257,8 @@ def test_what_was_measured_is_predicted(
         ({"rope_scaling": {"rope_type": "linear"}}, VERSIONS),
         ({"partial_rotary_factor": 0}, VERSIONS),
         ({"rms_norm_eps": 0}, VERSIONS[2:]),
+        ({"num_experts_per_tok": "2"}, VERSIONS[2:]),
+        ({"model_type": "glm4_moe_mtp"}, VERSIONS),
         ({"norm_topk_prob": None}, VERSIONS[2:]),
         ({"quantization_config": None}, VERSIONS[:2]),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, ()),
@@ -271,6 +273,30 @@ def test_settings_that_a_version_stumbles_over(
     for version, text in texts(folder).items():
         assert (text == LOADS) is (version not in failing), (version, text)
         assert text == LOADS or key in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("num_key_value_heads", 1, "k_proj.bias from [16] to [8]"),
+        ("num_attention_heads", 2, "q_proj.bias from [32] to [16]"),
+        ("intermediate_size", 12, "gate_proj.weight from [24, 16] to [12, 16]"),
+    ],
+)
+def test_what_ranks_would_share_is_cut_in_silence_where_it_is_too_long(
+    folder: Path, key: str, value: int, name: str
+) -> None:
+    edit_config(folder, **{key: value})
+    for text in texts(folder).values():
+        assert text.startswith("loads, wrong in silence: cut in silence: ")
+        assert name in text
+
+
+def test_a_description_that_is_cut_short_is_there_and_cannot_be_read(folder: Path) -> None:
+    (folder / DESCRIPTION).write_text('{"a": "FLO')
+    told = f"fails: {DESCRIPTION} is no JSON object that can be read"
+    assert texts(folder) == everywhere(told)
+    assert judged(folder)["0.30"].without_flag.text == told
 
 
 @pytest.mark.parametrize("name", ["config.json", DESCRIPTION, INDEX])

@@ -42,6 +42,15 @@ def copy_file(subject: Subject, name: str) -> str:
     return shlex.join(["cp", f"{SOURCE}/{name}", str(subject.path / name)])
 
 
+def rename(subject: Subject) -> str:
+    """The command that gives the folder, and those above it, names without brackets."""
+    path = subject.path.absolute()
+    bare = Path(str(path).translate(str.maketrans("[]", "__")))
+    words = [] if bare.parent == path.parent else ["mkdir", "-p", str(bare.parent)]
+    move = shlex.join(["mv", "--", str(path), str(bare)])
+    return f"{shlex.join(words)} && {move}" if words else move
+
+
 def naming_source(hint: str, source: str) -> str:
     """A hint with the path of the BF16 weights in place of the word for them."""
     words = shlex.quote(source)

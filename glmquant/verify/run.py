@@ -18,6 +18,7 @@ from glmquant.verify.behaviour.behaviour import Behaviour
 from glmquant.verify.behaviour.check import Run, Wish, check_behaviour, choose
 from glmquant.verify.behaviour.choice import INSTALL, Choice, EngineKind, next_engine
 from glmquant.verify.companions import check_companions
+from glmquant.verify.engines.foretold import check_foretold
 from glmquant.verify.engines.predict import Verdict, predict
 from glmquant.verify.files.anatomy import dissect
 from glmquant.verify.files.check import check_files
@@ -146,6 +147,8 @@ def verify(
     matrix = check_loads(subject, loads, engines, observer) if loads is not None else None
     if matrix is not None:
         findings += matrix.findings
+    elif not any(finding.severity is Severity.ERROR for finding in findings):
+        findings += check_foretold(subject, engines)
     run = Run()
     if wish is not None and choice is not None:
         run = _behaviour(wish, choice, subject, source, findings, observer)

@@ -255,6 +255,9 @@ class _Judge:
             if file is not None and not file.keys() <= embedded.keys():
                 return "KeyError: quantization_config holds a part of the description"
             return "embedded"
+        is_there = DESCRIPTION_FILE in self._subject.found.files
+        if file is None and is_there and (has_flag or engine.detects):
+            return f"{DESCRIPTION_FILE} is no JSON object that can be read"
         if file is None:
             return f"no {DESCRIPTION_FILE} to be read" if has_flag else "none"
         return "file" if has_flag or engine.detects else "none"

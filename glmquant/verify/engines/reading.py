@@ -23,6 +23,8 @@ from glmquant.survey import printable
 from glmquant.verify.subject import Subject, subject_of
 
 _WEIGHTS: Final = ".safetensors"
+TAKEN_FOR_A_PATTERN: Final = "vLLM takes the path for a pattern, for its brackets"
+
 _MISTRAL: Final = "consolidated"
 """Files of that name are of another layout to vLLM, and the only ones then."""
 
@@ -92,7 +94,7 @@ def _taken_by_pattern(subject: Subject) -> str | None:
     found = set(glob.glob(f"{path}/*{_WEIGHTS}"))  # noqa: PTH207 - as vLLM does
     if found >= {str(path / name) for name in subject.found.shards}:
         return None
-    return f"vLLM takes {printable(str(path), 200)} for a pattern, for its ["
+    return f"{TAKEN_FOR_A_PATTERN}: {printable(str(path), 200)}"
 
 
 def _marked(subject: Subject) -> str | None:

@@ -371,7 +371,10 @@ def _unplaced(model: Model) -> Iterator[Trouble]:
 
 
 def shapes(model: Model) -> Iterator[Trouble]:
-    """Shapes are checked by every version, dtypes cast by every version."""
+    """Shapes are checked by every version, dtypes cast by every version.
+
+    Not seen is what is too long where ranks share it: each takes its part, and the rest is lost.
+    """
     for name, tensor in model.expected.items():
         if name.removesuffix(".weight") in model.linears:
             continue
@@ -391,8 +394,32 @@ def shapes(model: Model) -> Iterator[Trouble]:
 def _shape_trouble(
     model: Model, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> Trouble:
-    text = f"{printable(name, 200)} is {list(shape)}, not {list(expected)}"
-    return Trouble(model.is_draft(name), Fate.FAILS, text)
+    shown = printable(name, 200)
+    if _is_cut(name, shape, expected):
+        text = f"cut in silence: {shown} from {list(shape)} to {list(expected)}"
+        return Trouble(model.is_draft(name), Fate.WRONG, text)
+    return Trouble(
+        model.is_draft(name), Fate.FAILS, f"{shown} is {list(shape)}, not {list(expected)}"
+    )
+
+
+def _is_cut(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a tensor is longer than its parameter where the engine cuts it for ranks.
+
+    vLLM ``layers/linear.py``: rows of what leads into a block, columns of what leads out of it.
+    """
+    module, _, suffix = name.rpartition(".")
+    part = module.rpartition(".")[2]
+    if ".mlp.experts." in name or len(shape) != len(expected) or suffix.startswith("input_"):
+        return False
+    if part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+        axis = 0
+    elif part in ("o_proj", "down_proj") and suffix == "weight":
+        axis = 1
+    else:
+        return False
+    others = [n for n in range(len(shape)) if n != axis]
+    return shape[axis] > expected[axis] and all(shape[n] == expected[n] for n in others)
 
 
 def copies(model: Model) -> Iterator[Trouble]:

@@ -16,12 +16,18 @@ from glmquant.verify.engines.rules import Engine
 _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "hidden_act": str,
     "max_position_embeddings": int,
+    "num_experts_per_tok": int,
+    "n_group": int,
+    "topk_group": int,
     "rms_norm_eps": float,
     "routed_scaling_factor": float,
     "norm_topk_prob": bool,
 }
 """Keys of ``Glm4MoeConfig`` of transformers 5 beside those that decide shapes. An int is no float
 to it."""
+
+_OTHER_TYPES: Final = frozenset({"glm4", "llama"})
+"""Model types of transformers that 0.30 was seen to load the class of ``architectures`` with."""
 
 _DTYPES: Final = frozenset({"bfloat16", "float16", "float32", "float64", "float", "half", "double"})
 
@@ -43,8 +49,10 @@ def refusal_of_settings(config: Mapping[str, Any], engine: Engine) -> str | None
 def _refusals(config: Mapping[str, Any], engine: Engine) -> Iterator[str]:
     if not isinstance(config.get("model_type"), str):
         yield "model_type is missing: transformers knows the model by it"
-    elif config["model_type"] != MODEL_TYPE and not engine.guesses:
-        # It tells vllm-ascend which linears are one parameter.
+    elif config["model_type"] != MODEL_TYPE and not (
+        engine.guesses and config["model_type"] in _OTHER_TYPES
+    ):
+        # It tells vllm-ascend up to 0.26 which linears are one parameter.
         yield _told(config, "model_type")
     if config.get("quantization_config", ...) is None and not engine.checks_types:
         yield "quantization_config is null: AttributeError of transformers 4"

@@ -52,6 +52,7 @@ _POSSIBLE: Final[dict[str, tuple[Callable[[Any, dict[str, Any]], bool], str]]] =
         lambda value, config: _is_from_1_to(value, config.get("n_group")),
         "1 to n_group",
     ),
+    "rope_theta": (lambda value, config: isinstance(value, (int, float)) and value > 0, "above 0"),
     "hidden_act": (lambda value, config: value == "silu", "'silu'"),
     "partial_rotary_factor": (
         lambda value, config: isinstance(value, (int, float)) and 0 < value <= 1,

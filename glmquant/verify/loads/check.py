@@ -26,6 +26,7 @@ from glmquant.runtime.matrix import (
     run_cases,
 )
 from glmquant.survey import printable
+from glmquant.verify.engines.foretold import remedy_of_failure
 from glmquant.verify.engines.predict import ENGINES, Outcome, Run, Verdict
 from glmquant.verify.engines.reading import read_as_engine
 from glmquant.verify.engines.rules import Engine, Fate
@@ -33,7 +34,7 @@ from glmquant.verify.findings import Finding, Level, Severity
 from glmquant.verify.loads.explain import INDIVISIBLE, differs, explained, lost, said
 from glmquant.verify.loads.matrix import Answer, LoadMatrix, Row
 from glmquant.verify.loads.reduced import can_be_reduced, reduce_checkpoint, reduction_text
-from glmquant.verify.remedies import serve, verify_against
+from glmquant.verify.remedies import serve
 from glmquant.verify.subject import Subject
 
 INSTALL: Final = "glmquant engine install --matrix"
@@ -270,6 +271,7 @@ def _findings(subject: Subject, rows: Sequence[Row], is_named: bool) -> Iterator
                 known.setdefault(kind, {}).setdefault(row.pair.version, []).append(answer)
     usable = [row.pair.version for row in rows if _loads(row)]
     for (what, names), answers in known.items():
+        hint = serve(str(subject.path), usable[-1]) if usable else remedy_of_failure(subject, what)
         is_warning = what == INDIVISIBLE or (usable and not is_named)
         first = next(iter(answers.values()))[0]
         yield Finding(
@@ -280,7 +282,7 @@ def _findings(subject: Subject, rows: Sequence[Row], is_named: bool) -> Iterator
             where=f"the loader of vllm-ascend {_places(rows, answers)}",
             expected="target and draft load, and a tensor for every parameter",
             found=printable(first.said if first.failed else _named(names), 600),
-            hint=serve(str(subject.path), usable[-1]) if usable else verify_against(subject),
+            hint=hint,
             tensors=tuple(printable(name, 200) for name in names),
         )
 

@@ -19,6 +19,12 @@ INDIVISIBLE: Final = "the model does not divide by that many ranks"
 _QUOTED: Final = re.compile(r"[A-Z]\w*(Error|Exception)\b")
 """How the rules begin where they quote an engine; here its own words stand beside."""
 
+_FIELD: Final = re.compile(r"[Ff]ield '(\w+)'")
+_KEY: Final = re.compile(r"config\.json: (\w+)")
+_SHAPE: Final = re.compile(r" is (\[[\d, ]*\]), not ")
+_SHAPES: Final = re.compile(r"torch\.Size\((\[[\d, ]*\])\)")
+"""What a reason and a message name: if it is not the same, the one is not of the other."""
+
 _RULE: Final = re.compile(r"[=*_-]{4,}")
 """The lines that engines draw around a message."""
 
@@ -89,16 +95,25 @@ def explained(model: Model, outcome: Outcome | None) -> str:
         outcome: What the rules say of it: they know the names.
     """
     why = outcome.why[0] if outcome and outcome.fate is Fate.FAILS and outcome.why else ""
-    if why and not _QUOTED.match(why):
-        return why
     message = f"{model.error}: {model.message}"
+    if why and not _QUOTED.match(why) and _fits(why, message):
+        return why
     return next((meaning for pattern, meaning in _MEANINGS if pattern.search(message)), "")
+
+
+def _fits(why: str, message: str) -> bool:
+    """Whether what the rules found first can be what the engine met first."""
+    field, key = _FIELD.search(message), _KEY.match(why)
+    if field is not None:
+        return key is not None and key[1] == field[1]
+    shape, shapes = _SHAPE.search(why), _SHAPES.findall(message)
+    return shape is None or not shapes or shape[1] in shapes
 
 
 def said(model: Model) -> str:
     """The engine's own message, in a line that may be shown."""
     text = " ".join(_RULE.sub(" ", model.message).split())
-    return printable(f"{model.error}: {text}", 300)
+    return printable(f"{model.error}: {text}", 600)
 
 
 def lost(model: Model, engine: Engine, types: dict[str, Any]) -> tuple[Unfilled, ...]:

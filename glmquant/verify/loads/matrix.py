@@ -48,7 +48,9 @@ class Answer:
         if self.failed:
             return "fails" if self.failed == "target" else "the draft fails"
         if self.lost:
-            return f"loads, {len(self.lost)} unfilled"
+            target = self.load.target.unfilled if self.load.target else ()
+            whose = "" if any(each in target for each in self.lost) else "the draft "
+            return f"loads, {whose}{len(self.lost)} unfilled"
         return "loads, the draft too" if self.load.draft else "loads"
 
     @property
