@@ -151,35 +151,18 @@ def cases_of(folders: dict[str, Path]) -> list[Case]:
     return cases
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        # Two workers take a version each, and make its loads once.
-        pytest.param(pair, id=pair.version, marks=pytest.mark.xdist_group(pair.version))
-        for pair in PAIRS
-    ],
-)
-def pair(request: pytest.FixtureRequest) -> Pair:
-    assert isinstance(request.param, Pair)
-    return request.param
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair.version for pair in PAIRS])
+def test_the_loaders_do_what_the_table_says(pair: Pair, folders: dict[str, Path]) -> None:
+    """One test a version, so that its loads are made once and versions run beside each other."""
+    built = find_pair(pair)
+    assert built is not None, "tools/check matrix"
+    loads = list(run_cases(pair, built, cases_of(folders)))
+    _the_table_says_what_the_loaders_do(pair, folders, loads)
+    _right_folders_load_with_every_parameter_filled(pair, loads)
+    _most_failures_are_explained_by_their_message_alone(loads)
 
 
-@pytest.fixture(scope="session")
-def made_loads() -> dict[str, list[Load]]:
-    """Those of each version, made once a worker in whatever order the tests come."""
-    return {}
-
-
-@pytest.fixture
-def loads(pair: Pair, folders: dict[str, Path], made_loads: dict[str, list[Load]]) -> list[Load]:
-    if pair.version not in made_loads:
-        built = find_pair(pair)
-        assert built is not None, "tools/check matrix"
-        made_loads[pair.version] = list(run_cases(pair, built, cases_of(folders)))
-    return made_loads[pair.version]
-
-
-def test_the_table_says_what_the_loaders_do(
+def _the_table_says_what_the_loaders_do(
     pair: Pair, folders: dict[str, Path], loads: list[Load]
 ) -> None:
     assert len(loads) == 2 * len(folders)
@@ -200,7 +183,7 @@ def test_the_table_says_what_the_loaders_do(
     assert opposed == []
 
 
-def test_right_folders_load_with_every_parameter_filled(pair: Pair, loads: list[Load]) -> None:
+def _right_folders_load_with_every_parameter_filled(pair: Pair, loads: list[Load]) -> None:
     (engine,) = (each for each in ENGINES if each.version == pair.version)
     right = {load.case.name: load for load in loads if load.case.name.partition("|")[0] in RIGHT}
     assert len(right) == 2 * len(RIGHT)
@@ -221,7 +204,7 @@ def test_right_folders_load_with_every_parameter_filled(pair: Pair, loads: list[
             assert model.parameters > 10
 
 
-def test_most_failures_are_explained_by_their_message_alone(loads: list[Load]) -> None:
+def _most_failures_are_explained_by_their_message_alone(loads: list[Load]) -> None:
     failed = [each for load in loads for each in (load.target, load.draft) if each and each.error]
     assert len(failed) > 10
     unexplained = {(each.error, each.message[:80]) for each in failed if not explained(each, None)}
