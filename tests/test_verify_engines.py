@@ -259,6 +259,7 @@ def test_what_was_measured_is_predicted(
         ({"rms_norm_eps": 0}, VERSIONS[2:]),
         ({"num_experts_per_tok": "2"}, VERSIONS[2:]),
         ({"model_type": "glm4_moe_mtp"}, VERSIONS),
+        ({"n_group": None}, VERSIONS),
         ({"norm_topk_prob": None}, VERSIONS[2:]),
         ({"quantization_config": None}, VERSIONS[:2]),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, ()),
@@ -290,6 +291,15 @@ def test_what_ranks_would_share_is_cut_in_silence_where_it_is_too_long(
     for text in texts(folder).values():
         assert text.startswith("loads, wrong in silence: cut in silence: ")
         assert name in text
+
+
+def test_experts_that_are_too_long_are_cut_up_to_018(folder: Path) -> None:
+    edit_config(folder, moe_intermediate_size=6)
+    found = texts(folder)
+    for version in VERSIONS[:2]:
+        assert found[version].startswith("loads, wrong in silence: cut in silence: ")
+    for version in VERSIONS[2:]:
+        assert found[version].startswith("fails: model.layers.2.mlp.experts.0.gate_proj.")
 
 
 def test_a_description_that_is_cut_short_is_there_and_cannot_be_read(folder: Path) -> None:

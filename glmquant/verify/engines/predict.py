@@ -39,8 +39,15 @@ from glmquant.verify.files.names import NORM_BIAS
 from glmquant.verify.subject import Subject
 
 ENGINES: Final = (
-    Engine("0.13", detects=False, sorts=False, has_static_shared=True, tracks_all=True),
-    Engine("0.18", asks_for_head=True, has_static_shared=True, tracks_all=True),
+    Engine(
+        "0.13",
+        detects=False,
+        sorts=False,
+        has_static_shared=True,
+        cuts_experts=True,
+        tracks_all=True,
+    ),
+    Engine("0.18", asks_for_head=True, has_static_shared=True, cuts_experts=True, tracks_all=True),
     Engine("0.23", guesses_head=True, checks_types=True),
     Engine(
         "0.26",

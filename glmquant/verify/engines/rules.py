@@ -54,6 +54,7 @@ class Engine(NamedTuple):
         checks_types: It asks for transformers 5, which checks the types of keys of config.json.
         drops_expert_biases: As those of other modules without one (0.30); before, an error.
         has_static_shared: Static shared experts run: from 0.23 on they are always dynamic.
+        cuts_experts: It cuts experts that are too long as it does other linears (0.18).
         tracks_all: Where it looks for parameters that nothing filled, it looks at all; later ones
             pass over linears, embedding and head (``track_weights_loading``, 0.23).
     """
@@ -70,6 +71,7 @@ class Engine(NamedTuple):
     assumes_mtp: bool = False
     checks_types: bool = False
     drops_expert_biases: bool = False
+    cuts_experts: bool = False
     tracks_all: bool = False
 
 
@@ -380,7 +382,7 @@ def shapes(model: Model) -> Iterator[Trouble]:
             continue
         ref = model.subject.tensors.get(name)
         if ref is not None and ref.shape != tensor.shape:
-            yield _shape_trouble(model, name, ref.shape, tensor.shape)
+            yield from _shape_troubles(model, name, ref.shape, tensor.shape)
     known: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
     for linear in model.linears.values():
         if linear.shape not in known:
@@ -388,19 +390,22 @@ def shapes(model: Model) -> Iterator[Trouble]:
         by_suffix = known[linear.shape]
         for suffix, ref in linear.parts.items():
             if suffix != "bias" and by_suffix.get(suffix, ref.shape) != ref.shape:
-                yield _shape_trouble(model, ref.name, ref.shape, by_suffix[suffix])
+                yield from _shape_troubles(model, ref.name, ref.shape, by_suffix[suffix])
 
 
-def _shape_trouble(
+def _shape_troubles(
     model: Model, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
-) -> Trouble:
-    shown = printable(name, 200)
-    if _is_cut(name, shape, expected):
-        text = f"cut in silence: {shown} from {list(shape)} to {list(expected)}"
-        return Trouble(model.is_draft(name), Fate.WRONG, text)
-    return Trouble(
-        model.is_draft(name), Fate.FAILS, f"{shown} is {list(shape)}, not {list(expected)}"
-    )
+) -> Iterator[Trouble]:
+    shown, is_draft = printable(name, 200), model.is_draft(name)
+    wrong = f"cut in silence: {shown} from {list(shape)} to {list(expected)}"
+    error = f"{shown} is {list(shape)}, not {list(expected)}"
+    if not _is_cut(name, shape, expected):
+        yield Trouble(is_draft, Fate.FAILS, error)
+    elif ".mlp.experts." in name:
+        yield Trouble(is_draft, Fate.WRONG, wrong, lambda engine: engine.cuts_experts)
+        yield Trouble(is_draft, Fate.FAILS, error, lambda engine: not engine.cuts_experts)
+    else:
+        yield Trouble(is_draft, Fate.WRONG, wrong)
 
 
 def _is_cut(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
@@ -410,7 +415,7 @@ def _is_cut(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> boo
     """
     module, _, suffix = name.rpartition(".")
     part = module.rpartition(".")[2]
-    if ".mlp.experts." in name or len(shape) != len(expected) or suffix.startswith("input_"):
+    if len(shape) != len(expected) or suffix.startswith("input_"):
         return False
     if part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
         axis = 0

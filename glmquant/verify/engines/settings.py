@@ -60,6 +60,9 @@ def _refusals(config: Mapping[str, Any], engine: Engine) -> Iterator[str]:
         for key, kind in _TYPES.items():
             if key in config and type(config[key]) is not kind:
                 yield _told(config, key)
+    for key in ("n_group", "topk_group"):
+        if config.get(key, ...) is None:
+            yield _told(config, key)
     longest = config.get("max_position_embeddings", 1)
     if not isinstance(longest, int) or longest < 1:
         yield _told(config, "max_position_embeddings")

@@ -58,7 +58,8 @@ _MEANINGS: Final = tuple(
             "a value of config.json is none that the engine can build a model by",
         ),
         (
-            r"(doesn't support|only supports following|[Uu]nsupported (?!operand)|not supported)",
+            r"(doesn't support|only supports following|[Uu]nsupported (?!operand)"
+            r"|not supported(?! between))",
             "there is no scheme of that type for this kind of layer",
         ),
         (
