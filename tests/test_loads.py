@@ -39,6 +39,7 @@ from tests.conftest import Ran
 from tests.defects import (
     DEFECTS,
     DESCRIPTION,
+    INDEX,
     MOE,
     describe_as,
     make_base,
@@ -395,6 +396,21 @@ def test_the_rules_say_of_a_copy_what_they_say_of_the_whole(
         shutil.rmtree(folder)
     assert opposed == {}
     assert compared > 60
+
+
+@pytest.mark.parametrize("name", ["config.json", DESCRIPTION, INDEX])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_copy_is_encoded_as_what_it_was_made_of(
+    wide: Path, tmp_path: Path, name: str, encoding: str
+) -> None:
+    (wide / name).write_text((wide / name).read_text(), encoding=encoding)
+    there = open_subject(FolderSource(wide))
+    assert "fails" in {verdict.with_flag.fate_text for verdict in predict(there)}
+    if can_be_reduced(there):
+        small = open_subject(FolderSource(reduced(wide, tmp_path / "small")))
+        assert predict(small) == predict(there)
+    else:
+        assert (name, encoding) == ("config.json", "utf-16")
 
 
 def test_what_cannot_be_read_gives_no_copy(wide: Path) -> None:

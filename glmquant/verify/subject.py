@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
+from glmquant.errors import GlmquantError
 from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, first_fault
 from glmquant.identify import Identity, identify
 from glmquant.index import INDEX_FILE, natural_key
@@ -85,6 +87,23 @@ class Subject:
     def has_index(self) -> bool:
         """An engine goes by the index, not by the names of the files."""
         return INDEX_FILE in self.found.files
+
+
+def begins_with_mark(subject: Subject, name: str) -> bool:
+    """Whether a file begins with a byte order mark, which we pass over and an engine does not.
+
+    Args:
+        subject: The folder.
+        name: A file of it; one that cannot be read begins with nothing.
+    """
+    if subject.found.files[name] < len(BOM_UTF8):
+        return False
+    try:
+        return subject.source.read(name, 0, len(BOM_UTF8)) == BOM_UTF8
+    except GlmquantError:
+        return False  # told elsewhere
+    finally:
+        subject.source.release(name)
 
 
 def open_subject(source: FolderSource) -> Subject:

@@ -8,7 +8,6 @@ weight file that the folder lists and the index names, a dead link too (vLLM
 
 from __future__ import annotations
 
-import codecs
 import glob
 import json
 from dataclasses import dataclass, replace
@@ -20,9 +19,10 @@ from glmquant.index import INDEX_FILE, natural_key
 from glmquant.jsontext import MAX_JSON_NBYTES
 from glmquant.storage import reading
 from glmquant.survey import printable
-from glmquant.verify.subject import Subject, subject_of
+from glmquant.verify.subject import Subject, begins_with_mark, subject_of
 
 _WEIGHTS: Final = ".safetensors"
+
 TAKEN_FOR_A_PATTERN: Final = "vLLM takes the path for a pattern, for its brackets"
 
 _MISTRAL: Final = "consolidated"
@@ -98,13 +98,11 @@ def _taken_by_pattern(subject: Subject) -> str | None:
 
 
 def _marked(subject: Subject) -> str | None:
-    """That JSON begins with a byte order mark, which we pass over and Python's reader does not."""
+    """That JSON which we take begins with a byte order mark."""
     for name in (CONFIG_FILE, DESCRIPTION_FILE, INDEX_FILE):
-        if name in subject.found.objects or name in subject.found.weight_maps:
-            path = subject.path / name
-            with reading(path), path.open("rb") as file:
-                if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-                    return f"{name} begins with a byte order mark"
+        is_taken = name in subject.found.objects or name in subject.found.weight_maps
+        if is_taken and begins_with_mark(subject, name):
+            return f"{name} begins with a byte order mark"
     return None
 
 
@@ -113,8 +111,21 @@ def _lax(subject: Subject, name: str) -> dict[str, Any] | None:
     found = subject.found
     if name in found.objects or name in found.weight_maps or name not in found.files:
         return None
+    return read_laxly(subject, name)
+
+
+def read_laxly(subject: Subject, name: str) -> dict[str, Any] | None:
+    """A JSON object as an engine's reader takes it: plain UTF-8, keys twice and NaN allowed.
+
+    Args:
+        subject: The folder.
+        name: A file of it.
+
+    Returns:
+        The object; None where there is none, or it is longer than what we read.
+    """
     path = subject.path / name
-    if found.files[name] > MAX_JSON_NBYTES:
+    if subject.found.files[name] > MAX_JSON_NBYTES:
         return None
     try:
         with reading(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -19,7 +18,7 @@ from glmquant.reconcile import listing
 from glmquant.verify.companions import ENGINE_FILES
 from glmquant.verify.findings import Finding, file_finding
 from glmquant.verify.remedies import copy_file
-from glmquant.verify.subject import Subject
+from glmquant.verify.subject import Subject, begins_with_mark
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _GENERATION_CONFIG: Final = "generation_config.json"
@@ -134,17 +133,10 @@ def check_byte_order_marks(subject: Subject) -> Iterator[Finding]:
     Yields:
         A finding a file.
     """
-    for name, nbytes in subject.found.files.items():
+    for name in subject.found.files:
         is_json = name.endswith(".json") and is_read_by_engines(name)
-        if not is_json or nbytes < len(BOM_UTF8):
+        if not is_json or not begins_with_mark(subject, name):
             continue
-        try:
-            if subject.source.read(name, 0, len(BOM_UTF8)) != BOM_UTF8:
-                continue
-        except GlmquantError:
-            continue  # told elsewhere
-        finally:
-            subject.source.release(name)
         yield file_finding(
             _code_of(name),
             "a JSON file begins with a byte order mark",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +18,13 @@ from typing import Any, Final
 from glmquant.glm4_moe import CONFIG_FILE, Glm4MoeConfig, expected_tensors
 from glmquant.header import build_header
 from glmquant.index import INDEX_SUFFIX, is_shard_name
-from glmquant.jsontext import MAX_JSON_NBYTES
+from glmquant.manifest import MANIFEST_FILE
 from glmquant.storage import reading, writing
 from glmquant.survey import is_read_whole
 from glmquant.tensors import TensorRef, tensor_nbytes
+from glmquant.verify.engines.reading import read_laxly
 from glmquant.verify.files.linears import part_shapes
-from glmquant.verify.subject import LINEAR_SUFFIXES, Part, Subject
+from glmquant.verify.subject import LINEAR_SUFFIXES, Part, Subject, begins_with_mark
 
 EXPERTS: Final = 4
 """So many are left of a layer: an engine looks up expert 0 alone, and two ranks take two each."""
@@ -88,7 +90,7 @@ def reduce_checkpoint(subject: Subject, folder: Path) -> None:
     for file, refs in subject.found.shards.items():
         kept = [ref for ref in refs if _is_kept(ref.name, experts)]
         _write_shard(folder / file, [(ref.name, ref.dtype, shapes.of(ref)) for ref in kept])
-    for name in subject.found.files.keys() - {CONFIG_FILE}:
+    for name in subject.found.files.keys() - {CONFIG_FILE, MANIFEST_FILE}:
         if is_read_whole(name):
             _copy_json(subject, name, folder / name, experts)
     _imitate_odd_weights(subject, folder)
@@ -100,7 +102,8 @@ def reduce_checkpoint(subject: Subject, folder: Path) -> None:
     embedded = told.get("quantization_config")
     if isinstance(embedded, dict):
         told["quantization_config"] = _thinned(embedded, experts)
-    _write_json(folder / CONFIG_FILE, told)
+    marked = begins_with_mark(subject, CONFIG_FILE)
+    _write_json(folder / CONFIG_FILE, told, "utf-8-sig" if marked else "utf-8")
 
 
 def _changes(config: Glm4MoeConfig) -> dict[str, int]:
@@ -164,26 +167,15 @@ def _copy_json(subject: Subject, name: str, path: Path, experts: int) -> None:
 
     What no reader of JSON takes is copied as it is.
     """
-    data = _beginning(subject, name)
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        content = None
-    if isinstance(content, dict):
-        weights = content.get("weight_map")
-        if name.endswith(INDEX_SUFFIX) and isinstance(weights, dict):
-            content["weight_map"] = _thinned(weights, experts)
-        _write_json(path, _thinned(content, experts))
+    content = read_laxly(subject, name)
+    if content is None:
+        with reading(subject.path / name), writing(path):
+            shutil.copyfile(subject.path / name, path)
         return
-    with writing(path):
-        path.write_bytes(data)
-
-
-def _beginning(subject: Subject, name: str) -> bytes:
-    """A file, or as much of it as would be read."""
-    path = subject.path / name
-    with reading(path), path.open("rb") as file:
-        return file.read(MAX_JSON_NBYTES)
+    weights = content.get("weight_map")
+    if name.endswith(INDEX_SUFFIX) and isinstance(weights, dict):
+        content["weight_map"] = _thinned(weights, experts)
+    _write_json(path, _thinned(content, experts))
 
 
 def _imitate_odd_weights(subject: Subject, folder: Path) -> None:
@@ -213,6 +205,6 @@ def _write_shard(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]
         os.posix_fallocate(file.fileno(), 0, nbytes)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any], encoding: str = "utf-8") -> None:
     with writing(path):
-        path.write_text(json.dumps(content), encoding="utf-8")
+        path.write_text(json.dumps(content), encoding=encoding)
