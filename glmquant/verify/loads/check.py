@@ -113,8 +113,8 @@ def check_loads(
     nbytes = sum(subject.found.files.get(name, 0) for name in subject.found.shards)
     needed = int(nbytes * _COPIES)
     is_small = _PROCESS_NBYTES * 2 + needed <= available_nbytes() * 8 // 10
-    taken = read_as_engine(subject).subject
-    if not is_small and not can_be_reduced(taken):
+    copied = None if is_small else read_as_engine(subject).subject
+    if copied is not None and not can_be_reduced(copied):
         raise UsageError(
             "the checkpoint does not fit into memory, and no copy can be made of it",
             where=str(subject.path),
@@ -141,13 +141,12 @@ def check_loads(
         if find_pair(pair) is None:
             absent.append(pair)
         else:
-            copied = None if is_small else taken
             rows.append(_row(subject, pair, cases, verdicts, observer, copied))
     return LoadMatrix(
         ways=tuple(case.way for case in cases),
         rows=tuple(rows),
         absent=tuple(absent),
-        copy=None if is_small else reduction_text(taken),
+        copy=reduction_text(copied) if copied else None,
         undrafted=undrafted,
         findings=tuple(_findings(subject, rows, wish.is_named)),
         failure=_unanswered(subject, rows, verdicts),

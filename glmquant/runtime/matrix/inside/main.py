@@ -37,10 +37,11 @@ def main():
         for case in json.loads(Path(cases).read_text(encoding="utf-8")):
             began = time.monotonic()
             answer = _answer(case)
-            _import_all(answer.pop("imported", ()))
+            imported = answer.pop("imported", ())
             answer["seconds"] = round(time.monotonic() - began, 2)
             file.write(json.dumps({"case": case["name"], **answer}) + "\n")
             file.flush()
+            _import_all(imported)
 
 
 def prepare():
