@@ -8,6 +8,7 @@ from glmquant.glm4_moe import CONFIG_FILE
 from glmquant.verify.engines.predict import Verdict
 from glmquant.verify.engines.reading import TAKEN_FOR_A_PATTERN
 from glmquant.verify.engines.rules import Fate
+from glmquant.verify.engines.settings import OF_CONFIG
 from glmquant.verify.findings import Finding, Level, Severity
 from glmquant.verify.remedies import copy_file, rename, verify_against
 from glmquant.verify.subject import Subject
@@ -44,6 +45,6 @@ def remedy_of_failure(subject: Subject, why: str) -> str:
     """
     if why.startswith(TAKEN_FOR_A_PATTERN):
         return rename(subject)
-    if why.startswith((f"{CONFIG_FILE}: ", "a value of config.json")):
+    if why.startswith((f"{CONFIG_FILE}: ", OF_CONFIG)):
         return copy_file(subject, CONFIG_FILE)
     return verify_against(subject)

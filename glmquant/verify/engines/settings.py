@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from glmquant.glm4_moe import MODEL_TYPE
+from glmquant.glm4_moe import CONFIG_FILE, MODEL_TYPE
 from glmquant.survey import printable
 from glmquant.verify.engines.rules import Engine
 
-_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+OF_CONFIG: Final = "a value of config.json is none that the engine can build a model by"
+"""What is said of a refusal whose key is not known."""
+
+_TYPES: Final[dict[str, type]] = {
     "hidden_act": str,
     "max_position_embeddings": int,
     "num_experts_per_tok": int,
@@ -32,8 +35,9 @@ _OTHER_TYPES: Final = frozenset({"glm4", "llama"})
 _DTYPES: Final = frozenset({"bfloat16", "float16", "float32", "float64", "float", "half", "double"})
 
 _ROPE_TYPES: Final = frozenset(
-    {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "mrope", "ntk", "su"}
+    {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "mllama4", "ntk"}
 )
+"""Read in vLLM 0.13 to 0.30, ``rotary_embedding``: those that every version has."""
 
 
 def refusal_of_settings(config: Mapping[str, Any], engine: Engine) -> str | None:
@@ -48,14 +52,14 @@ def refusal_of_settings(config: Mapping[str, Any], engine: Engine) -> str | None
 
 def _refusals(config: Mapping[str, Any], engine: Engine) -> Iterator[str]:
     if not isinstance(config.get("model_type"), str):
-        yield "model_type is missing: transformers knows the model by it"
+        yield f"{CONFIG_FILE}: no model_type, by which transformers knows the model"
     elif config["model_type"] != MODEL_TYPE and not (
         engine.guesses and config["model_type"] in _OTHER_TYPES
     ):
         # It tells vllm-ascend up to 0.26 which linears are one parameter.
         yield _told(config, "model_type")
     if config.get("quantization_config", ...) is None and not engine.checks_types:
-        yield "quantization_config is null: AttributeError of transformers 4"
+        yield _told(config, "quantization_config")
     if engine.checks_types:
         for key, kind in _TYPES.items():
             if key in config and type(config[key]) is not kind:
@@ -67,9 +71,9 @@ def _refusals(config: Mapping[str, Any], engine: Engine) -> Iterator[str]:
     if not isinstance(longest, int) or longest < 1:
         yield _told(config, "max_position_embeddings")
     if "speculators_config" in config:
-        yield "speculators_config: vLLM takes the folder for a draft of another model"
+        yield f"{CONFIG_FILE}: speculators_config, of a draft for another model"
     if config.get("compression_config"):
-        yield "compression_config: another tool's format"
+        yield f"{CONFIG_FILE}: compression_config, of another tool's format"
     if config.get("hidden_act", "silu") != "silu":
         yield _told(config, "hidden_act")
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -93,4 +97,4 @@ def _refusals_of_rope(config: Mapping[str, Any], engine: Engine) -> Iterator[str
 
 
 def _told(config: Mapping[str, Any], key: str) -> str:
-    return printable(f"config.json: {key} is {config[key]!r}", 200)
+    return printable(f"{CONFIG_FILE}: {key} is {config[key]!r}", 200)

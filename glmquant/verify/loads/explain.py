@@ -9,6 +9,7 @@ from glmquant.runtime.matrix import Model, Unfilled
 from glmquant.survey import printable
 from glmquant.verify.engines.predict import Outcome
 from glmquant.verify.engines.rules import Engine, Fate
+from glmquant.verify.engines.settings import OF_CONFIG
 from glmquant.verify.files.anatomy import STATIC
 
 AT_FIRST_TOKEN: Final = "at the first token"
@@ -55,7 +56,7 @@ _MEANINGS: Final = tuple(
         (
             r"(StrictDataclass|max_model_len|Unsupported activation|RoPE|rope_parameters|rotary"
             r"|model_type|Unrecognized model|speculators|has model type|text_config)",
-            "a value of config.json is none that the engine can build a model by",
+            OF_CONFIG,
         ),
         (
             r"(doesn't support|only supports following|[Uu]nsupported (?!operand)"
