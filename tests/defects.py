@@ -1632,6 +1632,22 @@ def make_base(base: str, source: Recorded, folder: Path) -> None:
         quantize(source.folder, folder, "--add-mtp", *embed)
 
 
+def met_by_loading(source: Recorded, room: Path) -> Iterator[tuple[str, Path]]:
+    """Folders in an empty room, each with a defect that a loader can meet; and its name.
+
+    A pipe is none of them: a loader would wait for somebody to write into it.
+    """
+    for number, (name, defect) in enumerate(DEFECTS.items()):
+        if not defect.is_met_by_loading or name == "a pipe in a shard's place":
+            continue
+        base, folder = room / f"base-{defect.base}", room / f"defect-{number}"
+        if not base.exists():
+            make_base(defect.base, source, base)
+        shutil.copytree(base, folder)
+        defect.apply(folder)
+        yield name, folder
+
+
 def ours(
     *words: str,
     layout: str = "4.6",

@@ -40,7 +40,7 @@ from tests.builders import (
     write_side_files,
 )
 from tests.conftest import Ran
-from tests.defects import DEFECTS, DESCRIPTION, INDEX, MTP, RIGHT, make_base, quantize
+from tests.defects import DEFECTS, DESCRIPTION, INDEX, MTP, RIGHT, met_by_loading, quantize
 
 HOME: Final = os.environ.get("GLMQUANT_TEST_ENGINE_HOME")
 VERSIONS: Final = os.environ.get("GLMQUANT_TEST_MATRIX", "0.23,0.30")
@@ -80,9 +80,6 @@ SETTINGS: Final[tuple[dict[str, Any], ...]] = (
 )
 """Changes of config.json that some versions load, in silence at times, and some do not."""
 
-HANGS: Final = "a pipe in a shard's place"
-"""It waits for somebody to write into it."""
-
 pytestmark = [
     pytest.mark.matrix,
     pytest.mark.skipif(not HOME, reason="`tools/check matrix` builds the loaders that this asks"),
@@ -96,26 +93,12 @@ def _home() -> Iterator[None]:
     del os.environ["GLMQUANT_ENGINE_HOME"]
 
 
-def defects() -> list[str]:
-    """Names of those that are loaded."""
-    return [name for name, each in DEFECTS.items() if each.is_met_by_loading and name != HANGS]
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every folder that is loaded: right ones, and one for each defect."""
     room = tmp_path_factory.mktemp("loads")
     source = build_checkpoint(room / "source")
-    bases: dict[str, Path] = {}
-    made: dict[str, Path] = {}
-    for number, name in enumerate(defects()):
-        defect = DEFECTS[name]
-        if defect.base not in bases:
-            bases[defect.base] = room / f"base-{defect.base}"
-            make_base(defect.base, source, bases[defect.base])
-        made[name] = room / f"defect-{number}"
-        shutil.copytree(bases[defect.base], made[name])
-        defect.apply(made[name])
+    made = dict(met_by_loading(source, room))
     quantize(source.folder, room / "settings", "--add-mtp")
     for number, changes in enumerate(SETTINGS):
         made[f"config.json with {changes}"] = folder = room / f"settings-{number}"
