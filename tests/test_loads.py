@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -569,6 +571,26 @@ def test_what_an_engine_says_of_a_copy_is_said_of_the_checkpoint(
     ran = glmquant("verify", demo_output, "--load-matrix", "--versions", "0.30", "--json")
     (finding,) = ran.events[-1]["findings"]
     assert finding["found"] == f"OSError: no such file: {demo_output.absolute()}/x"
+
+
+def test_a_disk_without_room_for_the_small_copy_leaves_the_files_told_of(
+    demo_output: Path,
+    installed: Callable[..., None],
+    glmquant: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    installed(replying(target=LOADED, draft=LOADED))
+    monkeypatch.setattr("glmquant.verify.loads.check.available_nbytes", lambda: 1000)
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    ran = glmquant("verify", demo_output, "--load-matrix", "--versions", "0.30", "--json")
+    assert ran.exit_code == 2
+    report = next(event for event in ran.events if event["event"] == "verify")
+    assert report["verdict"] == "open"
+    assert "no room for what is loaded" in ran.stderr
+    assert "TMPDIR" in ran.stderr
 
 
 @pytest.mark.parametrize("name", ["GLM [1]", "GLM [!x]"])

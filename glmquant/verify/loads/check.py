@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from glmquant.errors import EngineError, UsageError
+from glmquant.errors import DiskSpaceError, EngineError, UsageError
 from glmquant.observer import Observer
 from glmquant.runtime.hosts import available_nbytes
 from glmquant.runtime.matrix import (
@@ -220,7 +220,20 @@ def _row(
             answers.append(_judge(load, run, engine, subject.types))
     except EngineError as error:
         return Row(pair, tuple(answers), error)
+    except DiskSpaceError as error:
+        return Row(pair, (), _without_room(error))
     return Row(pair, tuple(answers))
+
+
+def _without_room(error: DiskSpaceError) -> EngineError:
+    found = error.found or "No space left on device"
+    return EngineError(
+        "no room for what is loaded",
+        where=error.where,
+        expected="room for temporary files",
+        found=found,
+        hint=remedy_of(found),
+    )
 
 
 def _require_files(folder: Path) -> None:
